@@ -1,0 +1,1 @@
+"""gantryd: the Docker Engine API on top of containerd's gRPC API."""

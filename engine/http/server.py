@@ -1,0 +1,274 @@
+"""The HTTP/1.1 server: sans-IO h11 between asyncio streams and the handlers.
+
+Rule: the connection belongs to one task. While a handler runs, a watcher reads ahead: bytes are kept for the next
+request or the hijack, end of file cancels the handler, as Go's net/http does for dockerd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import h11
+import structlog
+
+from engine.http.errors import HttpError, body_of, status_of
+from engine.http.messages import JSON, Answer, Hijack, Request, Response, parse_query
+from engine.http.router import API_VERSION, Router, split_version, version_text
+from oci.errors import GantryError
+from oci.version import __version__
+
+log = structlog.get_logger()
+
+READ_SIZE = 1 << 16
+MAX_HEAD = 1 << 17
+"""Bytes of request line and headers; X-Registry-Config can be long."""
+
+COMMON_HEADERS = (
+    ("Api-Version", version_text(API_VERSION)),
+    ("Docker-Experimental", "false"),
+    ("Ostype", "linux"),
+    ("Server", f"Gantry/{__version__} (linux)"),
+)
+
+
+class _StreamDuplex:
+    """A hijacked connection over asyncio streams."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, early: bytes, eof: bool) -> None:
+        self._reader, self._writer, self._early, self._eof = reader, writer, early, eof
+
+    async def read(self, limit: int = READ_SIZE) -> bytes:
+        if self._early:
+            head, self._early = self._early[:limit], self._early[limit:]
+            return head
+        return b"" if self._eof else await self._reader.read(limit)
+
+    async def write(self, data: bytes) -> None:
+        if self._writer.transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        self._writer.write(data)
+        await self._writer.drain()
+
+    async def write_eof(self) -> None:
+        if self._writer.can_write_eof() and not self._writer.transport.is_closing():
+            with contextlib.suppress(OSError):
+                self._writer.write_eof()
+
+    async def close(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+
+class Connection:
+    """One client connection, from the first request to the last byte."""
+
+    def __init__(self, router: Router, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._router = router
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._eof = False
+
+    async def serve(self) -> None:
+        """Answer requests until the client or an error ends the connection."""
+        try:
+            while await self._serve_one():
+                self._http.start_next_cycle()
+        except (ConnectionError, h11.RemoteProtocolError, TimeoutError) as error:
+            await self._refuse(error)
+        finally:
+            self._writer.close()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await self._writer.wait_closed()
+
+    async def _refuse(self, error: Exception) -> None:
+        if isinstance(error, h11.RemoteProtocolError) and self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = body_of(HttpError(400, f"malformed HTTP request: {error}"))
+            head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n"
+            with contextlib.suppress(OSError):
+                self._writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+                await self._writer.drain()
+
+    async def _receive(self) -> None:
+        data = b"" if self._eof else await self._reader.read(READ_SIZE)
+        self._eof = not data
+        self._http.receive_data(data)
+
+    async def _event(self) -> Any:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            if self._http.they_are_waiting_for_100_continue:
+                await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+            await self._receive()
+        return event
+
+    async def _send(self, event: Any) -> None:
+        data = self._http.send(event)
+        if data:
+            if self._writer.transport.is_closing():
+                raise ConnectionResetError("the client is gone")
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def _serve_one(self) -> bool:
+        """Serve one request; whether the connection can carry another."""
+        event = await self._event()
+        if not isinstance(event, h11.Request):
+            return False
+        watcher: asyncio.Task[None] | None = None
+        handler_task = asyncio.current_task()
+        assert handler_task is not None
+
+        async def watch() -> None:
+            while not self._eof:
+                data = await self._reader.read(READ_SIZE)
+                if not data:
+                    self._eof = True
+                    handler_task.cancel("client disconnected")
+                    return
+                self._http.receive_data(data)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            nonlocal watcher
+            while watcher is None:
+                part = await self._event()
+                if isinstance(part, h11.Data):
+                    yield bytes(part.data)
+                elif isinstance(part, h11.EndOfMessage):
+                    watcher = asyncio.create_task(watch())
+                else:
+                    raise ConnectionResetError("the client went away inside its request body")
+
+        body = chunks()
+        if b"chunked" not in _header(event, b"transfer-encoding") and _header(event, b"content-length") in (b"", b"0"):
+            async for _ in body:
+                pass
+        try:
+            answer = await self._answer(event, body)
+            if isinstance(answer, Hijack):
+                await self._drop(watcher)
+                await self._hijack(event, answer)
+                return False
+            await self._respond(event, answer)
+        except asyncio.CancelledError:
+            if self._eof and handler_task.cancelling() == 1:
+                handler_task.uncancel()
+                return False
+            raise
+        finally:
+            await self._drop(watcher)
+        return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE and not self._eof
+
+    @staticmethod
+    async def _drop(watcher: asyncio.Task[None] | None) -> None:
+        if watcher is not None and not watcher.done():
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+
+    async def _answer(self, event: h11.Request, body: AsyncIterator[bytes]) -> Answer:
+        raw_path, _, raw_query = event.target.decode("latin-1").partition("?")
+        method = event.method.decode("ascii")
+        try:
+            version, path = split_version(raw_path)
+            route, params = self._router.find(method, path)
+            headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in event.headers}
+            request = Request(method, path, parse_query(raw_query), headers, version, body, params)
+            return await route.handler(request)
+        except Exception as error:
+            status = status_of(error)
+            if status >= 500 and not isinstance(error, GantryError):
+                log.exception("request failed", method=method, path=raw_path)
+            else:
+                log.debug("request refused", method=method, path=raw_path, status=status, error=str(error))
+            text = body_of(error)
+            return Response(status, text, {"Content-Type": JSON} if text else {})
+
+    async def _respond(self, event: h11.Request, answer: Response) -> None:
+        headers = [*COMMON_HEADERS, *answer.headers.items()]
+        is_head = event.method == b"HEAD"
+        if isinstance(answer.body, bytes):
+            if answer.status not in (204, 304) and not (is_head and "Content-Length" in answer.headers):
+                headers.append(("Content-Length", str(len(answer.body))))
+            await self._send(h11.Response(status_code=answer.status, headers=headers))
+            if answer.body and not is_head:
+                await self._send(h11.Data(data=answer.body))
+        else:
+            if "Content-Length" not in answer.headers and event.http_version != b"1.0":
+                headers.append(("Transfer-Encoding", "chunked"))
+            await self._send(h11.Response(status_code=answer.status, headers=headers))
+            try:
+                async for chunk in answer.body:
+                    if chunk and not is_head:
+                        await self._send(h11.Data(data=chunk))
+            finally:
+                close: Callable[[], Coroutine[Any, Any, None]] | None = getattr(answer.body, "aclose", None)
+                if close is not None:
+                    await close()
+        await self._send(h11.EndOfMessage())
+
+    async def _hijack(self, event: h11.Request, answer: Hijack) -> None:
+        early, _ = self._http.trailing_data
+        common = "".join(f"{k}: {v}\r\n" for k, v in COMMON_HEADERS)
+        upgrade = _header(event, b"upgrade").decode("latin-1")
+        if upgrade:
+            head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {answer.content_type}\r\nConnection: Upgrade\r\n"
+            head += f"Upgrade: {upgrade}\r\n{common}\r\n"
+        else:
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: {answer.content_type}\r\n{common}\r\n"
+        duplex = _StreamDuplex(self._reader, self._writer, bytes(early), self._eof)
+        await duplex.write(head.encode("latin-1"))
+        try:
+            await answer.run(duplex)
+        except ConnectionError:
+            log.debug("hijacked connection lost", target=event.target)
+        finally:
+            await duplex.close()
+
+
+def _header(event: h11.Request, name: bytes) -> bytes:
+    return next((bytes(v) for k, v in event.headers if k == name), b"")
+
+
+class HttpServer:
+    """All listeners of one router, and the connections they made."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._servers: list[asyncio.Server] = []
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def listen_unix(self, path: str, *, mode: int = 0o660) -> None:
+        """Listen on a unix socket at ``path``, replacing a dead one."""
+        self._servers.append(await asyncio.start_unix_server(self._accept, path, limit=READ_SIZE, backlog=512))
+        os.chmod(path, mode)
+
+    async def listen_tcp(self, host: str, port: int) -> None:
+        """Listen on plain TCP."""
+        self._servers.append(await asyncio.start_server(self._accept, host, port, limit=READ_SIZE, backlog=512))
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await Connection(self._router, reader, writer).serve()
+        except asyncio.CancelledError:
+            writer.transport.abort()
+        except Exception:
+            log.exception("connection failed")
+        finally:
+            self._connections.discard(task)
+
+    async def close(self) -> None:
+        """Stop listening and end every connection."""
+        for server in self._servers:
+            server.close()
+        for task in tuple(self._connections):
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(tuple(self._connections), timeout=5)

@@ -1,0 +1,48 @@
+"""engine.db: what must outlive the daemon, as JSON documents in SQLite.
+
+Rule: a change is on disk before anybody is told of it. WAL with ``synchronous=NORMAL`` survives the death of the
+process at any instant; a power cut may lose the last commits but never mixes them up (sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+SCHEMA_VERSION = 1
+
+
+class Store:
+    """Documents by (kind, id). Kinds in use: ``container``, ``network``, ``endpoint``, ``exec``, ``volume``."""
+
+    def __init__(self, path: str) -> None:
+        """Open or create the database at ``path`` (``:memory:`` in unit tests)."""
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS document"
+            " (kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"
+        )
+        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def put(self, kind: str, key: str, body: bytes) -> None:
+        """Write one document. Idempotent."""
+        self._db.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, key, body))
+
+    def get(self, kind: str, key: str) -> bytes | None:
+        """One document, or None."""
+        row = self._db.execute("SELECT body FROM document WHERE kind=? AND id=?", (kind, key)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def delete(self, kind: str, key: str) -> None:
+        """Remove one document. Idempotent."""
+        self._db.execute("DELETE FROM document WHERE kind=? AND id=?", (kind, key))
+
+    def all(self, kind: str) -> Iterator[tuple[str, bytes]]:
+        """Every (id, document) of ``kind``, ordered by id."""
+        for key, body in self._db.execute("SELECT id, body FROM document WHERE kind=? ORDER BY id", (kind,)).fetchall():
+            yield str(key), bytes(body)
+
+    def close(self) -> None:
+        self._db.close()

@@ -1,0 +1,29 @@
+"""Generate the protobuf and gRPC stubs that stand beside the .proto files.
+
+Run as ``python -m protos.generate`` from the repository's root, with the ``dev`` extra installed. The stubs are
+committed, so that an installed Gantry needs no compiler; ``tests/unit/protos`` fails when they are stale.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "protos" / "containerd"
+
+
+def generate(out: Path) -> None:
+    """Write the stubs of every .proto below ``out``, in the layout of the repository."""
+    sources = sorted(SOURCES.glob("*.proto"))
+    with_services = [s for s in sources if "\nservice " in s.read_text()]
+    compiler = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}"]
+    subprocess.run([*compiler, f"--python_out={out}", f"--pyi_out={out}", *map(str, sources)], check=True)
+    subprocess.run(
+        [*compiler, f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", *map(str, with_services)], check=True
+    )
+
+
+if __name__ == "__main__":
+    generate(ROOT)

@@ -1,0 +1,1 @@
+"""runc-py: an OCI runtime. Standard library only, single-threaded, fast to start."""
