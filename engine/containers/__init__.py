@@ -1,0 +1,1 @@
+"""Containers, execs, their logs and attached clients: one state machine per container over containerd's services."""
