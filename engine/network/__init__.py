@@ -1,0 +1,1 @@
+"""Container networks: bridges, addresses, published ports. Entry point: ``engine.network.service.NetworkService``."""
