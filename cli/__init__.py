@@ -1,0 +1,1 @@
+"""gantry: the command line. It speaks HTTP to the engine and nothing else."""

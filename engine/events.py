@@ -71,6 +71,11 @@ class EventBus:
                 queue.put_nowait(event)
         return event
 
+    @property
+    def listeners(self) -> int:
+        """How many subscribers there are."""
+        return len(self._queues)
+
     def history(self, since_ns: int, until_ns: int) -> list[Event]:
         """Kept events with ``since_ns <= time <= until_ns``."""
         return [e for e in self._history if since_ns <= e.time_nano <= until_ns]

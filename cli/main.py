@@ -1,0 +1,110 @@
+"""``gantry``: find the command, build its parser alone, run it.
+
+Rule: no command pays for another's imports or options; start-up time is the product here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from cli.errors import CommandFailed
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "Create a container from an image and run a command in it"),
+    "exec": ("run", "Run a command in a running container"),
+    "ps": ("containers", "List containers"),
+    "logs": ("containers", "Print what a container wrote"),
+    "start": ("containers", "Start stopped containers"),
+    "stop": ("containers", "Stop running containers"),
+    "kill": ("containers", "Send a signal to running containers"),
+    "rm": ("containers", "Remove containers"),
+    "inspect": ("containers", "Show everything about containers or images, as JSON"),
+    "images": ("images", "List images"),
+    "pull": ("images", "Download an image from a registry"),
+    "load": ("images", "Load images from an archive"),
+    "rmi": ("images", "Remove images"),
+    "image": ("images", "Manage images: 'gantry image bootstrap' makes a base image"),
+    "up": ("system", "Start the engine"),
+    "down": ("system", "Stop the engine and its containers"),
+    "version": ("system", "Show the versions of client and engine"),
+    "info": ("system", "Show what the engine and its host are"),
+}
+"""Command: (module below ``cli.commands``, help). A module has ``parser(name)`` and ``execute(name, arguments)``."""
+
+USAGE = """Usage: gantry [-H URL] COMMAND [OPTIONS]
+
+A container engine that starts itself: 'gantry run IMAGE' needs no service.
+
+Commands:
+{commands}
+
+Options:
+  -H, --host URL   the engine: unix://PATH or tcp://HOST:PORT (environment: GANTRY_HOST)
+  -v, --version    print the version of this client
+
+'gantry COMMAND --help' tells more."""
+
+
+def usage() -> str:
+    """The text of ``gantry --help``."""
+    return USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()))
+
+
+def _split(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The global ``--host`` and what stands behind the global options."""
+    host = os.environ.get("GANTRY_HOST") or None
+    while argv and argv[0].startswith("-"):
+        flag = argv.pop(0)
+        if flag in ("-H", "--host"):
+            if not argv:
+                raise CommandFailed(f"flag {flag} needs a URL", 125)
+            host = argv.pop(0)
+        elif flag.startswith("--host="):
+            host = flag[len("--host=") :]
+        elif flag in ("-v", "--version"):
+            argv[:] = ["version", "--client"]
+        elif flag in ("-h", "--help"):
+            return host, []
+        else:
+            raise CommandFailed(f"unknown flag: {flag} (see 'gantry --help')", 125)
+    return host, argv
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run one command line; the exit status."""
+    host, rest = _split(argv)
+    if not rest or rest[0] == "help":
+        print(usage())
+        return 0
+    name, *options = rest
+    if name not in COMMANDS:
+        raise CommandFailed(f"'{name}' is not a gantry command (see 'gantry --help')", 125 if name[:1] == "-" else 1)
+    module = import_module(f"cli.commands.{COMMANDS[name][0]}")
+    parser = module.parser(name)
+    arguments = parser.parse_args(options)
+    arguments.host = host
+    status: int = module.execute(name, arguments)
+    return status
+
+
+def main() -> None:
+    """Console script ``gantry``."""
+    try:
+        status = dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except CommandFailed as error:
+        sys.stdout.flush()
+        print(f"gantry: {error.message}", file=sys.stderr)
+        status = error.status
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 141
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""gantryd's own containerd-py: adopt the one that answers, start one where none does, start it again when it dies.
+
+Rule: containerd-py runs in a session of its own and never ends because gantryd did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import structlog
+
+from oci.errors import Unavailable
+from oci.hostpaths import HostPaths
+
+log = structlog.get_logger()
+
+RESTART_PAUSE = 0.5
+"""Seconds between a death of containerd-py and the next try to start it."""
+
+
+def answers(address: str) -> bool:
+    """Whether something accepts connections on the unix socket ``address``."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+        probe.settimeout(2)
+        return probe.connect_ex(address) == 0
+
+
+class Supervisor:
+    """Keeps one containerd-py alive at ``paths.containerd_address``."""
+
+    def __init__(self, paths: HostPaths, *, log_level: str, registry: tuple[str, ...] = ()) -> None:
+        """``registry`` are containerd-py's own registry flags, passed on."""
+        self._paths = paths
+        self._log_level = log_level
+        self._registry = registry
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def ensure(self) -> bool:
+        """Start containerd-py unless one answers; whether one was started. Does not wait for it to answer."""
+        paths = self._paths
+        if answers(paths.containerd_address):
+            return False
+        os.makedirs(paths.containerd_root, mode=0o711, exist_ok=True)
+        os.makedirs(paths.containerd_state, mode=0o711, exist_ok=True)
+        command = [sys.executable, "-m", "containerd_py.main", "--root", paths.containerd_root]
+        command += ["--state", paths.containerd_state, "--address", paths.containerd_address]
+        command += ["--log-level", self._log_level, *self._registry]
+        with open(f"{paths.data_root}/containerd-py.log", "ab") as sink:
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True, cwd="/"
+            )
+        return True
+
+    def check_started(self) -> None:
+        """Raise ``Unavailable`` with the log's last line when the containerd-py just started has ended again."""
+        if self._child is not None and self._child.poll() is not None:
+            path = f"{self._paths.data_root}/containerd-py.log"
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                lines = file.read()[-4096:].decode(errors="replace").strip().splitlines()
+                raise Unavailable(
+                    f"containerd-py ended with status {self._child.returncode}: {lines[-1] if lines else 'no output'}",
+                    hint=f"its log is {path}",
+                )
+
+    async def wait_ready(self, seconds: float = 20) -> None:
+        """Wait until the socket accepts; raises ``Unavailable``."""
+        deadline = time.monotonic() + seconds
+        while not answers(self._paths.containerd_address):
+            self.check_started()
+            if time.monotonic() > deadline:
+                raise Unavailable(
+                    f"containerd-py did not listen on {self._paths.containerd_address} within {seconds:g} s",
+                    hint=f"its log is {self._paths.data_root}/containerd-py.log",
+                )
+            await asyncio.sleep(0.01)
+
+    async def watch(self) -> None:
+        """Until cancelled: start containerd-py again whenever its socket stops accepting."""
+        while True:
+            await asyncio.sleep(RESTART_PAUSE)
+            if self._child is not None:
+                self._child.poll()
+            if await asyncio.to_thread(answers, self._paths.containerd_address):
+                continue
+            if self._child is not None and self._child.returncode is None:
+                continue
+            log.warning("containerd-py is gone, starting it again", address=self._paths.containerd_address)
+            try:
+                self.ensure()
+                await self.wait_ready()
+            except (OSError, Unavailable) as error:
+                log.error("containerd-py does not start", error=str(error))
