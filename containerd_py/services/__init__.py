@@ -1,0 +1,1 @@
+"""gRPC servicers: thin shells that turn messages into calls on the stores."""
