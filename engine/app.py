@@ -1,0 +1,136 @@
+"""Wires the engine: one object that owns every service, starts them in order and stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import grp
+import os
+from urllib.parse import urlsplit
+
+import structlog
+
+from engine.api import containers as containers_api
+from engine.api import exec as exec_api
+from engine.api import images as images_api
+from engine.api import networks as networks_api
+from engine.api.system import SystemApi
+from engine.backend import Backend
+from engine.config import Config
+from engine.containers.service import ContainerService
+from engine.events import EventBus
+from engine.http.router import Route, Router
+from engine.http.server import HttpServer
+from engine.images.service import ImageService
+from engine.network.service import NetworkService
+from engine.store import Store
+from engine.supervise import Supervisor
+from oci.errors import InvalidArgument, PermissionDenied, Unavailable
+
+log = structlog.get_logger()
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _Users:
+    """The image store's view of containers; ``containers`` is set once both exist."""
+
+    containers: ContainerService | None = None
+
+    def users_of_image(self, image_id: str) -> list[tuple[str, bool]]:
+        return self.containers.users_of_image(image_id) if self.containers is not None else []
+
+
+class App:
+    """One engine. ``run`` returns when it was told to stop."""
+
+    def __init__(self, config: Config, supervisor: Supervisor | None) -> None:
+        """``supervisor`` is None when a containerd was given by ``--containerd``."""
+        paths = config.paths
+        self._config = config
+        self._supervisor = supervisor
+        self._stop = asyncio.Event()
+        self.store = Store(f"{paths.data_root}/engine.db")
+        self.backend = Backend(config.containerd or paths.containerd_address)
+        self.bus = EventBus()
+        self.networks = NetworkService(self.store, self.bus, paths.exec_root, options=config)
+        users = _Users()
+        self.images = ImageService(self.backend, self.bus, users)
+        self.containers = ContainerService(self.store, self.backend, self.bus, self.images, self.networks, paths)
+        users.containers = self.containers
+        self.system = SystemApi(
+            config, self.backend, self.bus, self.containers, self.images.count, stop_engine=self.stop_engine
+        )
+
+    def routes(self) -> list[Route]:
+        """Every endpoint there is."""
+        return [
+            *self.system.routes(),
+            *containers_api.routes(self.containers),
+            *exec_api.routes(self.containers),
+            *images_api.routes(self.images),
+            *networks_api.routes(self.networks),
+        ]
+
+    async def run(self) -> None:
+        """Connect, reconcile with what survived, listen until told to stop."""
+        if self._supervisor is not None:
+            await self._supervisor.wait_ready()
+        await self.backend.ready(20)
+        await self.images.start()
+        await self.networks.start()
+        await self.containers.restore()
+        server = HttpServer(Router(self.routes()))
+        tasks = [asyncio.create_task(self._supervisor.watch())] if self._supervisor is not None else []
+        try:
+            for host in self._config.hosts:
+                await self._listen(server, host)
+            log.info("engine ready", hosts=self._config.hosts)
+            await self._stop.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await server.close()
+            await self.containers.close()
+            await self.backend.close()
+            self.store.close()
+
+    def stop(self) -> None:
+        """End ``run``; containers go on."""
+        self._stop.set()
+
+    async def stop_engine(self, keep: bool) -> None:
+        """``gantry down``: unless ``keep``, stop the containers and containerd-py and leave no trace on the host."""
+        if not keep:
+            await self.containers.stop_all()
+            await self.networks.remove_host_state()
+            if self._supervisor is not None:
+                await self._supervisor.shutdown()
+        # The answer to the request that asked for this goes out first.
+        asyncio.get_running_loop().call_later(0.05, self._stop.set)
+
+    async def _listen(self, server: HttpServer, host: str) -> None:
+        url = urlsplit(host)
+        if url.scheme == "unix":
+            await self._listen_unix(server, url.path)
+        elif url.scheme == "tcp":
+            if url.hostname not in LOOPBACK:
+                raise PermissionDenied(
+                    f"refusing to listen on {host} without TLS: whoever reaches the port owns this host",
+                    hint="listen on 127.0.0.1, or on the unix socket and forward it by ssh",
+                )
+            await server.listen_tcp(url.hostname or "127.0.0.1", url.port or 2375)
+        else:
+            raise InvalidArgument(f"cannot listen on {host!r}", hint="use unix://PATH or tcp://127.0.0.1:PORT")
+
+    async def _listen_unix(self, server: HttpServer, path: str) -> None:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        await server.listen_unix(path)
+        try:
+            os.chown(path, -1, grp.getgrnam(self._config.group).gr_gid)
+        except KeyError:
+            log.info("no such group, the socket stays with ours", group=self._config.group, socket=path)
+        except OSError as error:
+            raise Unavailable(f"cannot give {path} to group {self._config.group}: {error.strerror}") from error

@@ -1,0 +1,119 @@
+"""``gantryd``: read the configuration, start containerd-py, then import the engine while it comes up.
+
+Rule: nothing heavy is imported before containerd-py is started, so that the two starts overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from engine.config import Config, load
+from engine.supervise import Supervisor
+from oci.errors import AlreadyExists, GantryError
+from oci.version import __version__
+
+if TYPE_CHECKING:
+    from engine.app import App
+
+
+def lock_pidfile(path: str) -> int:
+    """Hold ``path`` for this process; raises ``AlreadyExists`` naming the engine that holds it.
+
+    The lock, not the file's presence, tells whether an engine runs: it ends with the process however that ends.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32).decode().strip() or "unknown"
+        os.close(fd)
+        raise AlreadyExists(
+            f"an engine already runs here with pid {holder} ({path})", hint="use it, or give another --exec-root"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def configure_log(level: str) -> None:
+    """structlog to stderr, one line per event."""
+    import logging
+
+    import structlog
+
+    number = {"warn": logging.WARNING, "fatal": logging.CRITICAL}.get(level) or getattr(logging, level.upper())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+async def serve(config: Config, supervisor: Supervisor | None) -> None:
+    """Run the engine until SIGTERM or SIGINT."""
+    import asyncio
+    import signal
+
+    from engine.app import App
+
+    app: App = App(config, supervisor)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.stop)
+    await app.run()
+
+
+def run(argv: list[str]) -> None:
+    """Everything of ``main`` but the turning of errors into an exit status."""
+    if "-v" in argv or "--version" in argv:
+        sys.stdout.write(f"Gantry version {__version__}\n")
+        return
+    config = load(argv)
+    paths = config.paths
+    os.umask(0o022)
+    os.makedirs(paths.data_root, mode=0o711, exist_ok=True)
+    os.makedirs(paths.exec_root, mode=0o711, exist_ok=True)
+    lock = lock_pidfile(config.pidfile)
+    supervisor = None
+    if not config.containerd:
+        registry = tuple(part for host in config.insecure_registries for part in ("--insecure-registry", host))
+        registry += tuple(part for url in config.registry_mirrors for part in ("--registry-mirror", url))
+        supervisor = Supervisor(paths, log_level=config.log_level, registry=registry)
+        supervisor.ensure()
+    import asyncio
+
+    configure_log(config.log_level)
+    try:
+        asyncio.run(serve(config, supervisor))
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(config.pidfile)
+        os.close(lock)
+
+
+def main() -> None:
+    """Console script ``gantryd``."""
+    try:
+        run(sys.argv[1:])
+    except GantryError as error:
+        sys.stderr.write(f"gantryd: {error}\n")
+        sys.exit(1)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        sys.stderr.write(f"gantryd: cannot start:{where} {error.strerror or error}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""A private "host" for the engine: its own network, mount and pid namespaces on this machine's kernel.
+
+Rule: whatever a test starts lives and dies in here, and ``leftovers`` tells what an engine that was shut down left
+behind: processes, mounts, network links, nftables objects, files, cgroups.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CGROUPS = Path("/sys/fs/cgroup")
+DEFAULT_TIMEOUT = 60.0
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    """Poll until ``condition`` holds; ``AssertionError`` naming ``what`` when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out after {seconds:g} s waiting for {what}"
+        time.sleep(0.02)
+
+
+def cgroup_directories() -> set[str]:
+    """Every cgroup of containers on this machine, whatever made it."""
+    found: set[str] = set()
+    for parent in ("docker", "gantry", "moby", "system.slice"):
+        for root in (CGROUPS, *(p for p in CGROUPS.iterdir() if p.is_dir())):
+            base = root / parent
+            if base.is_dir():
+                found.update(str(path) for path in base.rglob("*") if path.is_dir())
+    return found
+
+
+class PrivateHost:
+    """Namespaces and directories of one pretended machine; a context manager."""
+
+    def __init__(self, *, disk_size: str = "") -> None:
+        """``disk_size`` (``16m``) makes the data root a tmpfs of that size: a disk that fills up."""
+        self.base = Path(tempfile.mkdtemp(prefix="gantry-host-"))
+        self.data_root = self.base / "lib"
+        self.exec_root = self.base / "run"
+        self.data_root.mkdir()
+        self.exec_root.mkdir()
+        self._disk_size = disk_size
+        self._init: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+        self._mounts_before: list[str] = []
+        self._cgroups_before: set[str] = set()
+
+    def __enter__(self) -> PrivateHost:
+        self._cgroups_before = cgroup_directories()
+        command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        command += ["--propagation", "private", sys.executable, str(Path(__file__).with_name("init.py"))]
+        self._init = subprocess.Popen([*command, "/run/lock"], stdout=subprocess.PIPE)
+        assert self._init.stdout is not None
+        assert self._init.stdout.readline() == b"ready\n", "the private host did not come up"
+        children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text()
+        self.pid = int(children.split()[0])
+        if self._disk_size:
+            options = f"size={self._disk_size},mode=755"
+            self.check("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.data_root))
+        self._mounts_before = self.mounts()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._init is not None
+        self._init.kill()
+        self._init.wait()
+        assert self._init.stdout is not None
+        self._init.stdout.close()
+        shutil.rmtree(self.base, ignore_errors=True)
+        for path in sorted(cgroup_directories() - self._cgroups_before, reverse=True):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+
+    def command(self, *arguments: str) -> list[str]:
+        """``arguments`` as a command line that runs inside."""
+        return ["nsenter", "-t", str(self.pid), "-m", "-n", "-p", "--", *arguments]
+
+    def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a program inside. The process returned is ``nsenter``; the program is its child in the pid namespace."""
+        return subprocess.Popen(self.command(*arguments), cwd=str(REPOSITORY), env=self.environment(), **options)
+
+    def environment(self) -> dict[str, str]:
+        """Our environment, the interpreter's programs first on PATH, no engine variables of the outside."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "GANTRY_"))}
+        env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}:/usr/sbin:/sbin"
+        env["HOME"] = str(self.base)
+        return env
+
+    def run(
+        self, *arguments: str, stdin: bytes | IO[bytes] | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program inside to its end; output as text."""
+        source: dict[str, Any] = (
+            {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin or subprocess.DEVNULL}
+        )
+        done = subprocess.run(
+            self.command(*arguments),
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            cwd=str(REPOSITORY),
+            env=self.environment(),
+            **source,
+        )
+        return subprocess.CompletedProcess(
+            arguments, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        )
+
+    def check(self, *arguments: str, stdin: bytes | IO[bytes] | None = None, timeout: float = DEFAULT_TIMEOUT) -> str:
+        """Run a program inside; its stdout. A failure shows both outputs."""
+        done = self.run(*arguments, stdin=stdin, timeout=timeout)
+        assert done.returncode == 0, f"{arguments} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of the processes inside by outer pid, without PID 1 and without helpers of the test."""
+        namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
+        found: dict[int, str] = {}
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == self.pid:
+                continue
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{entry}/ns/pid") != namespace and not self._ancestor(int(entry)):
+                    continue
+                line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
+                found[int(entry)] = line or f"[{state}] {Path(f'/proc/{entry}/comm').read_text().strip()}"
+        return found
+
+    def _ancestor(self, pid: int) -> bool:
+        while pid > 1:
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            pid = int(stat[1])
+            if pid == self.pid:
+                return True
+        return False
+
+    def inner_pid(self, pid: int) -> str:
+        """The number the process ``pid`` has inside this host; empty when it has gone or lives elsewhere."""
+        with contextlib.suppress(OSError):
+            level, numbers = len(nspid(self.pid)) - 1, nspid(pid)
+            return numbers[level] if len(numbers) > level else ""
+        return ""
+
+    def pids_of(self, *words: str) -> list[int]:
+        """Outer pids of processes inside whose command line holds all ``words``."""
+        return [pid for pid, line in self.processes().items() if all(word in line for word in words)]
+
+    def mounts(self) -> list[str]:
+        """Mount points inside."""
+        lines = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
+        return sorted(line.split()[4] for line in lines)
+
+    def links(self) -> list[str]:
+        """Names of the network links inside, without loopback and the kernel's own tunnels."""
+        out = self.check("ip", "-o", "link")
+        return [name for line in out.splitlines() if (name := line.split(": ")[1].split("@")[0]) != "lo"]
+
+    def firewall(self) -> str:
+        """The nftables rule set inside, as text."""
+        return self.check("nft", "list", "ruleset")
+
+    def files(self, root: Path) -> list[str]:
+        """Files and sockets below ``root`` as seen inside."""
+        return sorted(self.check("find", str(root), "-mindepth", "1", "!", "-type", "d").split())
+
+    def leftovers(self) -> dict[str, Any]:
+        """Everything on the host that was not there before; empty when the engine cleaned up."""
+        found: dict[str, Any] = {
+            "processes": self.processes(),
+            "mounts": [m for m in self.mounts() if m not in self._mounts_before],
+            "links": self.links(),
+            "firewall": self.firewall(),
+            "run files": self.files(self.exec_root),
+            "cgroups": sorted(cgroup_directories() - self._cgroups_before),
+        }
+        return {what: value for what, value in found.items() if value}
+
+
+def nspid(pid: int) -> Sequence[str]:
+    """The numbers ``pid`` has in its pid namespaces, ours first (proc_pid_status(5), NSpid)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("NSpid:"):
+            return line.split()[1:]
+    return ()
+
+
+@contextlib.contextmanager
+def private_host(disk_size: str = "") -> Iterator[PrivateHost]:
+    """A ``PrivateHost`` for one block."""
+    with PrivateHost(disk_size=disk_size) as host:
+        yield host
