@@ -7,11 +7,12 @@ each is acknowledged, so a whole interface costs two system calls. Calls block f
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 NLM_F_REQUEST = 0x1
 NLM_F_ACK = 0x4
@@ -39,6 +40,7 @@ NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
 RECEIVE_SIZE = 1 << 17
+SEND_BUFFER = 1 << 17
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -110,6 +112,7 @@ class Netlink:
     def __init__(self, protocol: int, *, timeout: float = 20.0) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
+        self._timeout = timeout
         try:
             self._socket.bind((0, 0))
             self._socket.settimeout(timeout)
@@ -153,46 +156,40 @@ class Netlink:
                 break
         return refused
 
-    def transaction(self, begin: Message, messages: list[Message], end: Message) -> None:
-        """Send a batch that the kernel applies as a whole (nfnetlink); raises the refusal's ``NetlinkError``.
+    def transaction(self, begin: Message, messages: Sequence[Message], end: Message) -> None:
+        """Send a batch that the kernel applies as a whole or not at all (nfnetlink); raises its first refusal.
 
-        Only the last message asks for an acknowledgement: a refused batch reports each refusal, and an accepted one
-        is acknowledged once it is committed.
+        Kernels before 6.10 do not acknowledge the end of a batch, so the last message before it asks. All answers are
+        queued by the time ``send`` returns.
         """
+        if not messages:
+            return
         first = self._sequence + 1
         packet = bytearray()
         for kind, flags, body in (begin, *messages, end):
             self._sequence = (self._sequence + 1) & 0xFFFFFFFF
             acknowledge = NLM_F_ACK if self._sequence == first + len(messages) else 0
             packet += frame(kind, flags | NLM_F_REQUEST | acknowledge, self._sequence, body)
-        self._reserve(len(packet))
-        last = first + len(messages)
+        if len(packet) > SEND_BUFFER:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(packet))
         self._socket.send(packet)
-        refusal: NetlinkError | None = None
         for kind, flags, sequence, body in self._replies():
             if kind != NLMSG_ERROR or sequence < first:
                 continue
-            refusal = refusal or decode_error(flags, body, sequence - first - 1)
-            if sequence >= last or refusal is not None:
-                break
-        self._drain(refusal)
+            refusal = decode_error(flags, body, sequence - first - 1)
+            if refusal is not None:
+                self._drain()
+                raise refusal
+            if sequence == first + len(messages):
+                return
 
-    def _reserve(self, size: int) -> None:
-        if size > 1 << 17:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * size)
-
-    def _drain(self, refusal: NetlinkError | None) -> None:
-        """After a refusal, throw the other answers of the batch away, then raise it."""
-        if refusal is None:
-            return
-        self._socket.setblocking(False)
-        try:
+    def _drain(self) -> None:
+        """Throw away what else is queued."""
+        self._socket.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
             while self._socket.recv(RECEIVE_SIZE):
                 pass
-        except BlockingIOError:
-            raise refusal from None
-        finally:
-            self._socket.settimeout(20.0)
+        self._socket.settimeout(self._timeout)
 
     def dump(self, kind: int, body: bytes, *, flags: int = NLM_F_ROOT_MATCH) -> list[tuple[int, bytes]]:
         """Every (type, body) the kernel answers a query with; with ``flags=0`` a query for one object."""

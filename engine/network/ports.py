@@ -1,0 +1,235 @@
+"""Published ports: what a request asks for, and holding host ports against everybody else.
+
+Rule: a host port is held by a bound socket in the engine's network namespace, so a port used by any program is seen,
+and by a table of our own for conflicts between containers. The kernel's firewall carries the traffic; the sockets see
+none of it, and their loss with a killed daemon stops nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from engine.interfaces import PortBinding, SandboxRequest
+from engine.network.firewall import PROTOCOLS
+from engine.network.model import Published
+from oci.errors import Internal, InvalidArgument, ResourceExhausted
+
+WILDCARD = "0.0.0.0"
+EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
+EPHEMERAL_DEFAULT = (49153, 65535)
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+
+@dataclass(frozen=True, slots=True)
+class PortRequest:
+    """One container port to publish on one of the host ports ``first`` to ``last`` (0 to 0: any free one)."""
+
+    port: int
+    protocol: str
+    host_ip: str
+    first: int
+    last: int
+
+
+def parse_port(text: str) -> tuple[int, str]:
+    """``80/tcp``, ``53/udp`` or ``80`` as (port, protocol); raises ``InvalidArgument``."""
+    number, _, protocol = text.partition("/")
+    protocol = protocol.lower() or "tcp"
+    if protocol not in PROTOCOLS:
+        raise InvalidArgument(f'invalid port specification: "{text}": unknown protocol {protocol}')
+    return _number(number, text, lowest=1), protocol
+
+
+def _number(text: str, whole: str, *, lowest: int = 0) -> int:
+    if not (text.isascii() and text.isdigit()) or not lowest <= int(text) <= 65535:
+        raise InvalidArgument(f'invalid port specification: "{whole}"')
+    return int(text)
+
+
+def _host_ports(text: str) -> tuple[int, int]:
+    if not text:
+        return 0, 0
+    low, dash, high = text.partition("-")
+    first = _number(low, text)
+    last = _number(high, text) if dash else first
+    if last < first:
+        raise InvalidArgument(f'invalid port specification: "{text}": the range ends before it starts')
+    return first, last
+
+
+def _host_address(text: str, default: str) -> str:
+    if not text:
+        return default
+    try:
+        address = ip_address(text.strip("[]"))
+    except ValueError:
+        raise InvalidArgument(f"invalid host IP address of a published port: {text}") from None
+    if isinstance(address, IPv6Address):
+        raise InvalidArgument(
+            f"cannot publish a port on {text}: this engine's bridge networks are IPv4 only",
+            hint="publish on an IPv4 address; localhost falls back to 127.0.0.1",
+        )
+    return str(address)
+
+
+def requests_of(request: SandboxRequest, default_ip: str = WILDCARD) -> list[PortRequest]:
+    """Every port to publish, explicit ones first, then ``publish_all`` for exposed ports without a binding."""
+    out: list[PortRequest] = []
+    bound: set[tuple[int, str]] = set()
+    for key, bindings in request.port_bindings.items():
+        port, protocol = parse_port(key)
+        bound.add((port, protocol))
+        for binding in bindings or (PortBinding(),):
+            first, last = _host_ports(binding.host_port)
+            out.append(PortRequest(port, protocol, _host_address(binding.host_ip, default_ip), first, last))
+    exposed = [parse_port(key) for key in request.exposed_ports]
+    if request.publish_all:
+        out.extend(PortRequest(p, proto, default_ip, 0, 0) for p, proto in exposed if (p, proto) not in bound)
+    return out
+
+
+def ephemeral_range() -> tuple[int, int]:
+    """The host's range of ports that nobody asks for by number."""
+    try:
+        with open(EPHEMERAL_FILE, encoding="ascii") as file:
+            low, high = file.read().split()
+            return int(low), int(high)
+    except (OSError, ValueError):
+        return EPHEMERAL_DEFAULT
+
+
+class _Taken(Exception):
+    """A host port cannot be had; the argument is Docker's wording of why."""
+
+
+class PortTable:
+    """Host ports held by containers of this engine."""
+
+    def __init__(self) -> None:
+        self._holders: dict[tuple[str, int], dict[str, str]] = {}
+        self._sockets: dict[str, list[socket.socket]] = {}
+        self._next: int | None = None
+
+    def reserve(self, owner: str, wanted: Iterable[PortRequest], address: str) -> tuple[Published, ...]:
+        """Hold every port of ``wanted`` for endpoint ``owner`` (whose container is at ``address``), all or none.
+
+        Raises ``Internal`` in Docker's words; the caller puts the endpoint's name in front.
+        """
+        out: list[Published] = []
+        try:
+            for request in wanted:
+                out.append(self._one(owner, request, address))
+        except BaseException:
+            self.release(owner, out)
+            raise
+        return tuple(out)
+
+    def hold_again(self, owner: str, published: Published, address: str) -> str:
+        """Hold a port that is in use since before a restart of the engine; "" or why another program has it now.
+
+        The container keeps the port in either case: translation comes before any socket.
+        """
+        self._note(owner, published)
+        try:
+            self._bind(owner, published, address)
+        except _Taken as error:
+            return str(error)
+        return ""
+
+    def release(self, owner: str, ports: Iterable[Published]) -> None:
+        """Let go of all of an endpoint's ports. Idempotent."""
+        for held in self._sockets.pop(owner, ()):
+            held.close()
+        for port in ports:
+            holders = self._holders.get((port.protocol, port.host_port))
+            if holders is not None and holders.get(port.host_ip) == owner:
+                del holders[port.host_ip]
+                if not holders:
+                    del self._holders[port.protocol, port.host_port]
+
+    def close(self) -> None:
+        """Close every socket; published ports go on."""
+        for sockets in self._sockets.values():
+            for held in sockets:
+                held.close()
+        self._sockets.clear()
+        self._holders.clear()
+
+    def _one(self, owner: str, request: PortRequest, address: str) -> Published:
+        problem = ""
+        for number in self._candidates(request):
+            published = Published(request.host_ip, number, request.port, request.protocol)
+            try:
+                if self._conflicts(published):
+                    raise _Taken(f"Bind for {request.host_ip}:{number} failed: port is already allocated")
+                self._bind(owner, published, address)
+            except _Taken as error:
+                problem = problem or str(error)
+                continue
+            self._note(owner, published)
+            return published
+        if request.first != request.last or not request.first:
+            problem = f"Bind for {request.host_ip} failed: all ports are allocated ({problem})"
+        raise Internal(problem)
+
+    def _candidates(self, request: PortRequest) -> Iterator[int]:
+        if request.first:
+            yield from range(request.first, request.last + 1)
+            return
+        low, high = ephemeral_range()
+        start = self._next if self._next is not None and low <= self._next <= high else low
+        for number in (*range(start, high + 1), *range(low, start)):
+            self._next = number + 1
+            yield number
+
+    def _conflicts(self, published: Published) -> bool:
+        holders = self._holders.get((published.protocol, published.host_port))
+        if not holders:
+            return False
+        return published.host_ip == WILDCARD or WILDCARD in holders or published.host_ip in holders
+
+    def _note(self, owner: str, published: Published) -> None:
+        self._holders.setdefault((published.protocol, published.host_port), {})[published.host_ip] = owner
+
+    def _bind(self, owner: str, published: Published, address: str) -> None:
+        kind = _KINDS.get(published.protocol)
+        if kind is None:
+            return
+        try:
+            held = _hold(kind, published.host_ip, published.host_port)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise ResourceExhausted(
+                    f"cannot hold host port {published.host_port}: {os.strerror(error.errno)}",
+                    hint="raise the engine's limit of open files (LimitNOFILE)",
+                ) from error
+            target = f"{published.host_ip}:{published.host_port}:{address}:{published.port}/{published.protocol}"
+            cause = os.strerror(error.errno or 0).lower()
+            raise _Taken(f"failed to bind host port for {target}: {cause}") from error
+        self._sockets.setdefault(owner, []).append(held)
+
+
+def _hold(kind: int, host_ip: str, port: int) -> socket.socket:
+    """A socket that keeps ``port`` from others.
+
+    A TCP port may have connections in TIME_WAIT from its last user, so it is bound with SO_REUSEADDR as servers do;
+    going through LISTEN and clearing the option makes the kernel refuse others again (inet_csk_bind_conflict).
+    """
+    held = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
+    try:
+        if kind == socket.SOCK_STREAM:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind((str(IPv4Address(host_ip)), port))
+        if kind == socket.SOCK_STREAM:
+            held.listen(0)
+            held.shutdown(socket.SHUT_RDWR)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except BaseException:
+        held.close()
+        raise
+    return held
