@@ -1,0 +1,111 @@
+"""The two helper processes of containerd-py, zygote and keeper: find them or start them.
+
+Rule: standard library only, nothing heavy, because this runs before grpc is imported (docs/internals.md, "Processes").
+Helpers are started with ``posix_spawn`` in sessions of their own and outlive this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import sys
+import time
+
+from oci.version import __version__
+
+ZYGOTE = "zygote"
+KEEPER = "keeper"
+
+PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""Where the packages of this installation lie; helpers import from the same place."""
+
+READY_SECONDS = 15.0
+PING_SECONDS = 2.0
+
+
+def socket_path(state: str, name: str) -> str:
+    return f"{state}/{name}.sock"
+
+
+def ensure(name: str, state: str, log_path: str) -> bool:
+    """Make sure the helper ``name`` runs or is starting. Returns whether an existing one was adopted.
+
+    A zygote of another version is replaced, so that new shims run the new code; a keeper is kept whatever its
+    version, because it holds descriptors.
+    """
+    path = socket_path(state, name)
+    answer = ask(path, {"op": "ping"}, PING_SECONDS)
+    if answer is not None and (name == KEEPER or answer.get("version") == __version__):
+        return True
+    if answer is not None:
+        ask(path, {"op": "shutdown"}, PING_SECONDS)
+    spawn(name, state, log_path)
+    return False
+
+
+def environment() -> dict[str, str]:
+    """Our environment, with which a child interpreter imports the same packages as we do."""
+    known = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": f"{PACKAGE_ROOT}:{known}" if known else PACKAGE_ROOT}
+
+
+def spawn(name: str, state: str, log_path: str) -> int:
+    """Start ``python -m shim.<name> --socket <state>/<name>.sock``; standard output and error go to ``log_path``.
+
+    Returns its pid at once: ``wait_ready`` tells when it listens.
+    """
+    arguments = [sys.executable, "-P", "-m", f"shim.{name}", "--socket", socket_path(state, name)]
+    actions = (
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    )
+    return os.posix_spawn(sys.executable, arguments, environment(), file_actions=actions, setsid=True)
+
+
+def wait_ready(name: str, state: str, log_path: str, seconds: float = READY_SECONDS) -> None:
+    """Return when the helper answers. Raises ``TimeoutError`` naming its log."""
+    path = socket_path(state, name)
+    deadline = time.monotonic() + seconds
+    while ask(path, {"op": "ping"}, PING_SECONDS) is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the {name} did not answer on {path} within {seconds:g} s; see {log_path}")
+        time.sleep(0.002)
+
+
+def ask(path: str, request: dict[str, object], seconds: float) -> dict[str, object] | None:
+    """One request to the helper at ``path`` and its answer; None when nobody answers in time."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+            peer.settimeout(seconds)
+            peer.connect(path)
+            peer.send(json.dumps(request).encode())
+            answer = json.loads(peer.recv(65536) or b"null")
+    except (OSError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def dismiss(name: str, state: str, seconds: float = 3.0) -> bool:
+    """Ask the helper to end and wait until its socket is deaf. Returns whether it is gone."""
+    path = socket_path(state, name)
+    answer = ask(path, {"op": "ping"}, PING_SECONDS)
+    if answer is None:
+        return True
+    ask(path, {"op": "shutdown"}, seconds)
+    return _ended(answer.get("pid"), seconds)
+
+
+def _ended(pid: object, seconds: float) -> bool:
+    if not isinstance(pid, int):
+        return False
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], seconds)[0])
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,257 @@
+"""The table of tasks and their life cycle: create, delete, and finding them again after a restart.
+
+Rule: a task is in the table from the moment its bundle is made until the bundle is gone; every step in between can be
+killed, and ``load`` at the next start finishes or undoes it from what lies in the bundle directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterable
+
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from containerd_py.interfaces import ContainerStore, Scope
+from containerd_py.tasks import foreign
+from containerd_py.tasks.bundle import Bundle, BundleStore, ExitRecord
+from containerd_py.tasks.recovery import CALL_SECONDS, Recovery, ShimStarter
+from containerd_py.tasks.shim_client import ShimClient
+from containerd_py.tasks.task import Task
+from oci import errors
+from oci.hostpaths import RUNTIME_NAME
+from protos.containerd import shim_v2_pb2, tasks_pb2
+
+LOADS_AT_ONCE = 32
+
+_log = structlog.get_logger("containerd_py.tasks.manager")
+
+
+class Found(enum.Enum):
+    """What answered where a bundle's shim should listen."""
+
+    TASK = enum.auto()
+    SHIM = enum.auto()
+    """A shim that has no such task: it was never created or is deleted already."""
+    NOTHING = enum.auto()
+
+
+class TaskManager:
+    """Tasks by (namespace, id)."""
+
+    def __init__(
+        self,
+        bundles: BundleStore,
+        containers: ContainerStore,
+        zygote: ShimStarter,
+        recovery: Recovery,
+        daemon: foreign.Daemon,
+    ) -> None:
+        self._bundles = bundles
+        self._containers = containers
+        self._zygote = zygote
+        self._recovery = recovery
+        self._daemon = daemon
+        self._tasks: dict[tuple[str, str], Task] = {}
+
+    def get(self, namespace: str, id: str) -> Task:
+        """A created task. Raises ``NotFound``."""
+        task = self._tasks.get((namespace, id))
+        if task is None or not task.created:
+            raise errors.NotFound(f"task {id} not found")
+        return task
+
+    def list(self, namespace: str) -> list[Task]:
+        """The namespace's created tasks, oldest first."""
+        return [task for (where, _), task in self._tasks.items() if where == namespace and task.created]
+
+    def namespaces(self) -> set[str]:
+        """Namespaces that have tasks."""
+        return {namespace for namespace, _ in self._tasks}
+
+    async def create(self, namespace: str, request: tasks_pb2.CreateTaskRequest) -> Task:
+        """Make the bundle, start the shim and let it create the container.
+
+        Raises ``NotFound`` (container, runtime), ``AlreadyExists`` (task) and whatever the shim says; nothing is left
+        behind then.
+        """
+        id = request.container_id
+        container = self._containers.get(Scope(namespace), id)
+        if (namespace, id) in self._tasks:
+            raise errors.AlreadyExists(f"task {id}: already exists")
+        if request.HasField("checkpoint"):
+            raise errors.Unimplemented(f"task {id}: restoring from a checkpoint is not built")
+        runtime = request.runtime_path or container.runtime.name or RUNTIME_NAME
+        task = Task(self._bundles.bundle(namespace, id), runtime, foreign.resolve(runtime))
+        runtime_options = container.runtime.options if container.runtime.HasField("options") else None
+        self._tasks[namespace, id] = task
+        try:
+            task.bundle.create(container.spec.value)
+            await self._start_shim(task, runtime_options)
+            await self._create_in_shim(task, request, runtime_options)
+        except BaseException:
+            await asyncio.shield(self._undo(task))
+            raise
+        task.created = True
+        return task
+
+    async def _start_shim(self, task: Task, options: AnyMessage | None) -> None:
+        if task.own:
+            path = self._bundles.shim_socket(task.namespace, task.id)
+            launched = await self._zygote.start(task.namespace, task.id, task.bundle.path, path)
+            task.shim_pid = launched.pid
+            client = await ShimClient.connect(task.namespace, launched.address, launched.version)
+        else:
+            task.bundle.write(foreign.SHIM_BINARY_PATH, task.program[0].encode())
+            task.log = foreign.ShimLog(task.bundle)
+            endpoint = await foreign.start(task.program, task.bundle, options, self._daemon)
+            client = await ShimClient.connect(task.namespace, endpoint.address, endpoint.version)
+        self._recovery.watch(task, client)
+
+    async def _create_in_shim(
+        self, task: Task, request: tasks_pb2.CreateTaskRequest, runtime_options: AnyMessage | None
+    ) -> None:
+        message = shim_v2_pb2.CreateTaskRequest(
+            id=task.id,
+            bundle=task.bundle.path,
+            rootfs=request.rootfs,
+            terminal=request.terminal,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+        )
+        options = request.options if request.options.value else runtime_options
+        if options is not None:
+            message.options.CopyFrom(options)
+        answer = await task.call("Create", message, shim_v2_pb2.CreateTaskResponse)
+        task.pid = answer.pid
+
+    async def _undo(self, task: Task) -> None:
+        """Take back a create that failed. What cannot be taken back is swept at the next start."""
+        try:
+            await self._recovery.destroy(task)
+        except (errors.GantryError, OSError) as error:
+            _log.error("failed create not undone", namespace=task.namespace, id=task.id, error=str(error))
+        finally:
+            self._tasks.pop((task.namespace, task.id), None)
+
+    async def delete(self, namespace: str, id: str) -> ExitRecord:
+        """Delete an ended (or never started) container with all that belongs to it; how it ended.
+
+        Raises ``FailedPrecondition`` while it runs.
+        """
+        task = self.get(namespace, id)
+        if task.deleting:
+            raise errors.FailedPrecondition(f"task {id}: is being deleted already")
+        record = await self._delete_in_shim(task)
+        task.deleting = True
+        try:
+            await asyncio.shield(self._dispose(task))
+        except BaseException:
+            # Still in the table: a second Delete tries again.
+            task.deleting = False
+            raise
+        return record
+
+    async def _delete_in_shim(self, task: Task) -> ExitRecord:
+        """The runtime's part of a delete; without a shim one is started for it."""
+        known = task.final or task.bundle.exit_record()
+        if task.final is not None and task.client is None:
+            if task.own:
+                await self._clean_without_shim(task)
+            return task.final
+        request = shim_v2_pb2.DeleteRequest(id=task.id)
+        try:
+            answer = await task.call("Delete", request, shim_v2_pb2.DeleteResponse)
+        except errors.NotFound:
+            # The shim had deleted it before this daemon or the connection died.
+            if known is None:
+                raise
+            return known
+        return ExitRecord(answer.pid, answer.exit_status, answer.exited_at.ToNanoseconds())
+
+    async def _clean_without_shim(self, task: Task) -> None:
+        try:
+            await foreign.delete(task.program, task.bundle, self._daemon)
+        except errors.GantryError as error:
+            _log.error("runtime state not removed", namespace=task.namespace, id=task.id, error=str(error))
+
+    async def _dispose(self, task: Task) -> None:
+        client = task.client
+        if client is None:
+            await self._recovery.drop(task)
+        else:
+            await asyncio.gather(self._recovery.shut_down(task, client), self._recovery.drop(task))
+        self._recovery.forget(task)
+        self._tasks.pop((task.namespace, task.id), None)
+
+    async def load(self) -> None:
+        """Find the tasks of an earlier life of this daemon. Sweeps what was being made or removed when it died."""
+        limit = asyncio.Semaphore(LOADS_AT_ONCE)
+
+        async def one(bundle: Bundle) -> None:
+            async with limit:
+                await self._load(bundle)
+
+        bundles = list(self._bundles.scan())
+        for bundle, result in zip(
+            bundles, await asyncio.gather(*map(one, bundles), return_exceptions=True), strict=True
+        ):
+            if isinstance(result, BaseException):
+                _log.error("task not loaded", namespace=bundle.namespace, id=bundle.id, error=str(result))
+        self._bundles.sweep_sockets({self._bundles.shim_socket(b.namespace, b.id) for b in bundles})
+
+    async def _load(self, bundle: Bundle) -> None:
+        program = (bundle.read(foreign.SHIM_BINARY_PATH) or b"").decode()
+        task = Task(bundle, program or RUNTIME_NAME, (program,) if program else foreign.OWN_PROGRAM)
+        task.pid = bundle.init_pid()
+        if not task.own:
+            task.log = foreign.ShimLog(bundle)
+        found = await self._reconnect(task)
+        if found is Found.TASK:
+            self._adopt(task)
+        elif found is Found.NOTHING and (task.pid > 0 or bundle.exit_record() is not None):
+            self._adopt(task)
+            # The usual case ends at once; a stubborn one goes on in the background and its callers wait.
+            await asyncio.wait((self._recovery.begin(task),), timeout=CALL_SECONDS)
+        else:
+            _log.warning("sweeping a task that was not whole", namespace=bundle.namespace, id=bundle.id)
+            await self._recovery.destroy(task)
+
+    def _adopt(self, task: Task) -> None:
+        task.created = True
+        self._tasks[task.namespace, task.id] = task
+
+    async def _reconnect(self, task: Task) -> Found:
+        """Connect to the shim that served the task and ask it for the task."""
+        endpoint = task.bundle.endpoint()
+        address = self._bundles.shim_socket(task.namespace, task.id) if task.own else ""
+        version = 2
+        if endpoint is not None:
+            address, version = endpoint.address, endpoint.version
+        client: ShimClient | None = None
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                client = await ShimClient.connect(task.namespace, address, version)
+                self._recovery.watch(task, client)
+                request = shim_v2_pb2.StateRequest(id=task.id)
+                state = await client.call("State", request, shim_v2_pb2.StateResponse)
+        except errors.NotFound:
+            return Found.SHIM
+        except (OSError, TimeoutError, errors.Unavailable) as error:
+            _log.warning("no shim answers", namespace=task.namespace, id=task.id, address=address, error=str(error))
+            if client is not None:
+                client.close()
+            task.client = None
+            return Found.NOTHING
+        task.pid = state.pid or task.pid
+        return Found.TASK
+
+    def close(self) -> None:
+        """Let go of every shim; all of them go on."""
+        for task in self._tasks.values():
+            task.close()
+
+    def all(self) -> Iterable[Task]:
+        return tuple(self._tasks.values())

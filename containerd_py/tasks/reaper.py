@@ -1,0 +1,85 @@
+"""Orphans: containers and shims whose parents died become children of this process, a subreaper.
+
+Rule: a zombie is left alone for ``GRACE_SECONDS``, so that whoever started it as a child of its own can collect it
+first; after that it is an orphan, and its status is remembered for those who look for a container's exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+from collections import OrderedDict
+
+PR_SET_CHILD_SUBREAPER = 36
+GRACE_SECONDS = 1.0
+REMEMBERED = 4096
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants become our children. Raises ``OSError`` (prctl(2))."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1), 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+
+
+class Reaper:
+    """Collects orphans of the running event loop's process. Call ``start`` in the main thread."""
+
+    def __init__(self) -> None:
+        self._statuses: OrderedDict[int, int] = OrderedDict()
+        self._suspect = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._schedule)
+        self._schedule()
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def status(self, pid: int) -> int | None:
+        """``waitpid`` status of an orphan; None when it was none of ours. Collects it now if it is a zombie."""
+        try:
+            found, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            found = 0
+        if found:
+            self._remember(found, status)
+        return self._statuses.get(pid)
+
+    def _schedule(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        while (pid := _zombie()) is not None:
+            if pid != self._suspect:
+                # First seen now: its parent, if that is one of us, has until the next look.
+                self._suspect = pid
+                self._schedule()
+                return
+            try:
+                _, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            self._remember(pid, status)
+
+    def _remember(self, pid: int, status: int) -> None:
+        self._statuses[pid] = status
+        if len(self._statuses) > REMEMBERED:
+            self._statuses.popitem(last=False)
+
+
+def _zombie() -> int | None:
+    """Pid of a child that has ended and was not collected; None when there is none."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return found.si_pid if found is not None else None

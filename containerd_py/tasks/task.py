@@ -1,0 +1,118 @@
+"""One task: its bundle, the connection to its shim, and what is known when there is no shim.
+
+Rule: a task is answered by its shim. ``call`` waits while a lost shim is being replaced and repeats calls that may be
+repeated; only when no shim can be had any more does ``final`` (the exit record) speak for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from containerd_py.tasks.bundle import Bundle, ExitRecord
+from containerd_py.tasks.foreign import ShimLog, is_own
+from containerd_py.tasks.shim_client import ShimClient, ShimLost
+from oci import errors
+
+M = TypeVar("M", bound=Message)
+
+ONCE = frozenset({"Create", "Start", "Exec", "Delete", "Shutdown"})
+"""Calls that change what a repetition would find; all others are repeated on a replaced shim."""
+
+RECOVERY_SECONDS = 10.0
+"""How long a call waits for a lost shim to be replaced; Wait waits as long as it takes."""
+
+
+class Task:
+    """A container that has been created. Instances live in ``TaskManager``'s table until ``Delete``."""
+
+    __slots__ = (
+        "bundle",
+        "client",
+        "created",
+        "deleting",
+        "final",
+        "log",
+        "pid",
+        "program",
+        "recovery",
+        "runtime",
+        "shim_pid",
+    )
+
+    def __init__(self, bundle: Bundle, runtime: str, program: tuple[str, ...]) -> None:
+        self.bundle = bundle
+        self.runtime = runtime
+        self.program = program
+        self.client: ShimClient | None = None
+        self.shim_pid = 0
+        self.pid = 0
+        self.created = False
+        """Whether the shim's Create has succeeded; before it nobody but the creator sees the task."""
+        self.deleting = False
+        """Whether the task is on its way out: a lost shim is then no reason to start another."""
+        self.final: ExitRecord | None = None
+        """How the container ended, when no shim is left to ask."""
+        self.recovery: asyncio.Task[None] | None = None
+        self.log: ShimLog | None = None
+
+    @property
+    def namespace(self) -> str:
+        return self.bundle.namespace
+
+    @property
+    def id(self) -> str:
+        return self.bundle.id
+
+    @property
+    def own(self) -> bool:
+        """Whether the shim is ours: then a dead one can be replaced."""
+        return is_own(self.runtime)
+
+    async def shim(self, seconds: float | None = RECOVERY_SECONDS) -> ShimClient | None:
+        """The shim's client, after a recovery under way has ended; None when ``final`` is all there is.
+
+        Raises ``Unavailable`` when the recovery takes longer than ``seconds``.
+        """
+        while self.client is None and self.recovery is not None and not self.recovery.done():
+            done, _ = await asyncio.wait((self.recovery,), timeout=seconds)
+            if not done and self.client is None:
+                raise errors.Unavailable(
+                    f"task {self.id}: its shim ended and another could not be started in {seconds} s",
+                    hint="containerd-py keeps trying; its log tells why",
+                )
+        return self.client
+
+    async def call(self, method: str, request: Message, answer: type[M], *, seconds: float | None = None) -> M:
+        """The shim's answer. Raises its error, ``FailedPrecondition`` when the task ended and its shim is gone."""
+        while True:
+            client = await self.shim(None if method == "Wait" else RECOVERY_SECONDS)
+            if client is None:
+                raise self._gone()
+            try:
+                return await client.call(method, request, answer, seconds=seconds)
+            except ShimLost as error:
+                if method in ONCE:
+                    raise errors.Unavailable(
+                        f"task {self.id}: its shim ended during {method}: {error}",
+                        hint="the task's state tells whether it was done",
+                    ) from error
+            if self.client is client:
+                raise self._gone()
+
+    def close(self) -> None:
+        """Let go of the shim and its log without ending either."""
+        if self.recovery is not None:
+            self.recovery.cancel()
+        if self.client is not None:
+            self.client.close()
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+
+    def _gone(self) -> errors.GantryError:
+        if self.final is not None:
+            return errors.FailedPrecondition(f"task {self.id} has ended with exit status {self.final.exit_status}")
+        return errors.NotFound(f"task {self.id} not found")
