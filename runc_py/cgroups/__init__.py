@@ -18,8 +18,8 @@ __all__ = ["CgroupError", "CgroupManager", "CgroupMount", "ContainerMounts", "lo
 def manager_for(cgroups_path: str, container_id: str, *, driver: str = "cgroupfs") -> CgroupManager:
     """The manager for a container by ``linux.cgroupsPath`` and driver ``cgroupfs``, ``systemd`` or ``disabled``.
 
-    With ``cgroupfs``: an absolute path is below the root of each hierarchy, a relative one below the caller's own cgroup
-    (v2: beside it, because a v2 cgroup with processes has no children with controllers), "" means the container's id.
+    With ``cgroupfs``: an absolute path is below the root of each hierarchy, a relative one below the caller's own
+    cgroup (v2: beside it, because a v2 cgroup with processes has no children with controllers), "" means the id.
     With ``systemd``: ``slice:prefix:name``, or "". Raises CgroupError for a path with ``..``.
     """
     if driver == "disabled":

@@ -112,6 +112,10 @@ class CgroupManager(ABC):
     def container_mounts(self, *, cgroup_namespace: bool) -> ContainerMounts:
         """What the spec's mount of type ``cgroup`` means for this container."""
 
+    def oom_kills(self) -> int:
+        """How many processes of this cgroup the kernel has killed for want of memory."""
+        return 0
+
     def descriptor(self) -> int | None:
         """An open descriptor of the cgroup for ``clone3(CLONE_INTO_CGROUP)``; None where that is not possible (v1).
 
@@ -122,6 +126,15 @@ class CgroupManager(ABC):
     def save(self) -> dict[str, Any]:
         """JSON-able state for ``load``."""
         return {"kind": self.kind, "paths": self.paths}
+
+
+def in_user_namespace() -> bool:
+    """Whether root here is not the host's root: the kernel then refuses device rules, and needs none."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            return file.read().split() != ["0", "0", "4294967295"]
+    except FileNotFoundError:
+        return False
 
 
 def read(path: str) -> str:
