@@ -7,7 +7,7 @@ as in Docker. Nothing here touches the kernel or the disk.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network, NetmaskValueError
 
 from engine.network.model import IpamConfig
 from oci.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
@@ -141,3 +141,31 @@ def _first_gateway(subnet: IPv4Network, given: IpamConfig) -> IPv4Address:
         if address != subnet.network_address and str(address) not in taken:
             return address
     raise InvalidArgument(f"invalid IPAM config: no address of {inside} is left for the gateway")
+
+
+def parse_bip(text: str) -> IPv4Interface:
+    """``--bip`` as an address with its network; raises ``InvalidArgument``."""
+    try:
+        interface = IPv4Interface(text)
+    except ValueError as error:
+        raise InvalidArgument(
+            f"invalid bridge address {text}: {error}", hint="for example --bip 172.17.0.1/16"
+        ) from None
+    if interface.network.prefixlen > 30 or interface.ip == interface.network.network_address:
+        raise InvalidArgument(f"invalid bridge address {text}: not the address of a host in a subnet of /30 or larger")
+    return interface
+
+
+def parse_pools(texts: Iterable[str]) -> tuple[tuple[str, int], ...]:
+    """``base=10.10.0.0/16,size=24`` values as (base, size); raises ``InvalidArgument``."""
+    out: list[tuple[str, int]] = []
+    for text in texts:
+        fields = dict(part.partition("=")[::2] for part in text.split(","))
+        base = parse_network(fields.get("base", ""), "base of a default address pool")
+        size = fields.get("size", "")
+        if set(fields) != {"base", "size"} or not size.isdigit() or not base.prefixlen <= int(size) <= 29:
+            raise InvalidArgument(
+                f"invalid default address pool {text!r}", hint="write base=10.10.0.0/16,size=24 with a size up to 29"
+            )
+        out.append((str(base), int(size)))
+    return tuple(out)

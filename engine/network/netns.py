@@ -100,8 +100,8 @@ def _write_sysctls() -> None:
                 os.close(descriptor)
 
 
-def create_pin(path: str) -> None:
-    """Make a namespace with loopback up and pin it at ``path``. Only for a thread that ends right after (or a test).
+def create_pin(path: str) -> Netlink:
+    """Make a namespace with loopback up and pin it at ``path``; a route socket inside. For a thread that ends after it.
 
     Raises ``OSError``; nothing is left on failure.
     """
@@ -112,13 +112,15 @@ def create_pin(path: str) -> None:
         netlink = Netlink(NETLINK_ROUTE)
         try:
             netlink.request(set_up(LOOPBACK_INDEX))
-        finally:
+            source = b"/proc/thread-self/ns/net"
+            _check(_libc.mount(source, os.fsencode(path), None, MS_BIND, None), f"pin a network namespace at {path}")
+        except BaseException:
             netlink.close()
-        source = b"/proc/thread-self/ns/net"
-        _check(_libc.mount(source, os.fsencode(path), None, MS_BIND, None), f"pin a network namespace at {path}")
+            raise
     except BaseException:
         os.unlink(path)
         raise
+    return netlink
 
 
 def remove_pin(path: str) -> None:
@@ -143,3 +145,17 @@ def is_pinned(path: str) -> bool:
 def enter(descriptor: int) -> None:
     """Move the calling thread into a network namespace. Only for a thread that ends right after."""
     _check(_libc.setns(descriptor, CLONE_NEWNET), "enter a network namespace")
+
+
+def route_socket(path: str) -> Netlink:
+    """A route socket inside the namespace pinned at ``path``. Raises ``OSError``."""
+
+    def inside() -> Netlink:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            enter(descriptor)
+        finally:
+            os.close(descriptor)
+        return Netlink(NETLINK_ROUTE)
+
+    return on_own_thread(inside)

@@ -1,0 +1,149 @@
+"""Networks and endpoints as Docker's JSON objects (Engine API 1.51, with the older fields clients still read).
+
+Rule: pure functions of records; keys and empty values are exactly Docker's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from engine.interfaces import SandboxRequest
+from engine.network.model import Endpoint, Network, Sandbox
+from engine.network.ports import parse_port
+
+
+def network_view(network: Network, sandboxes: Iterable[Sandbox] = ()) -> dict[str, Any]:
+    """``Network``: the answer of inspect; without ``sandboxes`` that of list."""
+    bridge = bool(network.bridge)
+    return {
+        "Name": network.name,
+        "Id": network.id,
+        "Created": network.created,
+        "Scope": "local",
+        "Driver": network.driver,
+        "EnableIPv4": bridge,
+        "EnableIPv6": False,
+        "IPAM": {
+            "Driver": network.ipam_driver,
+            "Options": network.ipam_options,
+            "Config": [msgspec.to_builtins(pool) for pool in network.pools] if bridge else None,
+        },
+        "Internal": network.internal,
+        "Attachable": network.attachable,
+        "Ingress": network.ingress,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": dict(_members(network, sandboxes)),
+        "Options": network.options,
+        "Labels": network.labels,
+    }
+
+
+def _members(network: Network, sandboxes: Iterable[Sandbox]) -> Iterable[tuple[str, dict[str, str]]]:
+    for sandbox in sandboxes:
+        for endpoint in sandbox.endpoints:
+            if endpoint.network_id == network.id:
+                prefix = f"/{network.subnet.prefixlen}" if endpoint.address else ""
+                yield (
+                    sandbox.request.container_id,
+                    {
+                        "Name": sandbox.request.name,
+                        "EndpointID": endpoint.id,
+                        "MacAddress": endpoint.mac,
+                        "IPv4Address": f"{endpoint.address}{prefix}",
+                        "IPv6Address": "",
+                    },
+                )
+
+
+def dns_names(request: SandboxRequest, config: Mapping[str, Any]) -> list[str]:
+    """The names an endpoint answers to on a user-defined network."""
+    names = [request.name, *(config.get("Aliases") or ()), request.container_id[:12], request.hostname]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def endpoint_settings(
+    network: Network, request: SandboxRequest, config: Mapping[str, Any], endpoint: Endpoint | None
+) -> dict[str, Any]:
+    """``EndpointSettings``; empty addresses while the container is not connected."""
+    connected = endpoint is not None and bool(endpoint.address)
+    return {
+        "IPAMConfig": config.get("IPAMConfig"),
+        "Links": config.get("Links"),
+        "Aliases": config.get("Aliases"),
+        "MacAddress": endpoint.mac if endpoint is not None else "",
+        "DriverOpts": config.get("DriverOpts"),
+        "GwPriority": config.get("GwPriority") or 0,
+        "NetworkID": network.id,
+        "EndpointID": endpoint.id if endpoint is not None else "",
+        "Gateway": str(network.gateway) if connected and not network.internal else "",
+        "IPAddress": endpoint.address if endpoint is not None else "",
+        "IPPrefixLen": network.subnet.prefixlen if connected else 0,
+        "IPv6Gateway": "",
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "DNSNames": dns_names(request, config) if network.bridge and not network.default_bridge else None,
+    }
+
+
+def port_map(exposed: Iterable[str], sandbox: Sandbox | None) -> dict[str, list[dict[str, str]] | None]:
+    """``NetworkSettings.Ports``: every exposed port, null where it is not published; empty while stopped."""
+    if sandbox is None:
+        return {}
+    out: dict[str, list[dict[str, str]] | None] = {}
+    for key in exposed:
+        port, protocol = parse_port(key)
+        out[f"{port}/{protocol}"] = None
+    for published in (p for endpoint in sandbox.endpoints for p in endpoint.ports):
+        bindings = out.get(f"{published.port}/{published.protocol}") or []
+        bindings.append({"HostIp": published.host_ip, "HostPort": str(published.host_port)})
+        out[f"{published.port}/{published.protocol}"] = bindings
+    return out
+
+
+def port_summary(exposed: Iterable[str], sandbox: Sandbox | None) -> list[dict[str, Any]]:
+    """``Ports`` of container list."""
+    out: list[dict[str, Any]] = []
+    for key, bindings in port_map(exposed, sandbox).items():
+        port, protocol = parse_port(key)
+        for binding in bindings or ():
+            host = {"IP": binding["HostIp"], "PrivatePort": port, "PublicPort": int(binding["HostPort"])}
+            out.append({**host, "Type": protocol})
+        if not bindings:
+            out.append({"PrivatePort": port, "Type": protocol})
+    return out
+
+
+def network_settings(
+    request: SandboxRequest,
+    sandbox: Sandbox | None,
+    key: str,
+    networks: Iterable[tuple[Network, Mapping[str, Any]]],
+) -> dict[str, Any]:
+    """``NetworkSettings``; ``key`` is the path of the pinned namespace, ``networks`` what the container asks for."""
+    by_network = {e.network_id: e for e in sandbox.endpoints} if sandbox is not None else {}
+    views = {n.name: endpoint_settings(n, request, config, by_network.get(n.id)) for n, config in networks}
+    default = views.get("bridge", {})
+    return {
+        "Bridge": "",
+        "SandboxID": sandbox.id if sandbox is not None else "",
+        "SandboxKey": key if sandbox is not None else "",
+        "Ports": port_map(request.exposed_ports, sandbox),
+        "HairpinMode": False,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": None,
+        "SecondaryIPv6Addresses": None,
+        "EndpointID": default.get("EndpointID", ""),
+        "Gateway": default.get("Gateway", ""),
+        "GlobalIPv6Address": "",
+        "GlobalIPv6PrefixLen": 0,
+        "IPAddress": default.get("IPAddress", ""),
+        "IPPrefixLen": default.get("IPPrefixLen", 0),
+        "IPv6Gateway": "",
+        "MacAddress": default.get("MacAddress", ""),
+        "Networks": views,
+    }
