@@ -65,19 +65,11 @@ class Runtime:
         is gone again after any of them.
         """
         from runc_py.create import create_container
+        from runc_py.init import CreateOptions
 
-        return create_container(
-            self,
-            container_id,
-            bundle,
-            stdio=stdio,
-            rootfs=rootfs,
-            no_pivot=no_pivot,
-            no_new_keyring=no_new_keyring,
-            preserve_fds=preserve_fds,
-            console_size=console_size,
-            spec=spec,
-        )
+        keyring = None if no_new_keyring else f"_ses.{container_id}"
+        options = CreateOptions(stdio, rootfs, no_pivot, keyring, preserve_fds, console_size)
+        return create_container(self, container_id, bundle, options, spec)
 
     def start(self, container_id: str) -> None:
         """Let a created container's init execute its program; raises ``ProcessFailure`` when ``execve`` fails."""

@@ -21,6 +21,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
@@ -163,8 +164,10 @@ def _path(path: str | None) -> bytes | None:
     return None if path is None else os.fsencode(path)
 
 
-def clone(flags: int) -> tuple[int, int]:
+def clone(flags: int, cgroup: int | None = None) -> tuple[int, int]:
     """Fork with ``CLONE_*`` flags; ``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child.
+
+    ``cgroup`` is a descriptor of the v2 cgroup that the child starts in.
 
     Python's fork hooks do not run: the child may only prepare itself and then ``execve`` or ``os._exit``.
     """
@@ -172,6 +175,9 @@ def clone(flags: int) -> tuple[int, int]:
     arguments = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=17)
     if flags & CLONE_PARENT:
         arguments.exit_signal = 0  # the kernel takes the signal of the calling process and refuses another
+    if cgroup is not None:
+        arguments.flags |= CLONE_INTO_CGROUP
+        arguments.cgroup = cgroup
     pid = _clone3(_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
     if pid < 0:
         raise _failed("clone3")

@@ -1,0 +1,289 @@
+"""``create``: the parent's side of making a container.
+
+Rule: recorded before made. The container's directory and its record exist before its cgroup, the cgroup before the
+process; whatever fails, everything made so far is undone here, and after a kill -9 by ``delete --force``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from runc_py import cgroups, child, hooks, init, messages, namespaces, rootfs, state, syscalls
+from runc_py import spec as specs
+from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.messages import Kind, Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from runc_py.runtime import Launched, Runtime
+
+INIT_FAILED = "unable to start container process: error during container init: "
+
+warn: Callable[[str], None] = lambda _: None  # noqa: E731 -- replaced by the command line's log
+"""Called with what went wrong but does not keep a container from running."""
+
+
+def create_container(
+    runtime: Runtime, container_id: str, bundle: str, options: init.CreateOptions, spec: dict[str, Any] | None
+) -> Launched:
+    """See ``Runtime.create``."""
+    specs.container_id(container_id)
+    bundle = os.path.abspath(bundle)
+    if spec is None:
+        spec = specs.load_spec(bundle)
+    else:
+        specs.validate_spec(spec)
+    if not spec.get("process"):
+        raise InvalidSpec("process: must be there to create a container")
+    directory = state.reserve(runtime.root, container_id)
+    try:
+        creation = _Creation(runtime, container_id, bundle, directory, spec)
+    except BaseException:
+        state.forget(directory)
+        raise
+    try:
+        return creation.run(options)
+    except BaseException:
+        creation.undo()
+        raise
+    finally:
+        creation.release()
+
+
+def compile_seccomp(spec: dict[str, Any], cache: str) -> child.SeccompFilter | None:
+    """The filter of ``linux.seccomp``; None when there is none."""
+    profile = (spec.get("linux") or {}).get("seccomp")
+    if not profile:
+        return None
+    from runc_py import seccomp
+
+    return child.SeccompFilter(seccomp.compile_filter(profile, cache_dir=cache), seccomp.flags_of(profile))
+
+
+class _Creation:
+    """One container being made, and how to unmake it."""
+
+    def __init__(self, runtime: Runtime, container_id: str, bundle: str, directory: str, spec: dict[str, Any]) -> None:
+        linux: dict[str, Any] = spec.get("linux") or {}
+        self.linux = linux
+        self.spec = spec
+        self.directory = directory
+        self.seccomp = compile_seccomp(spec, f"{os.path.abspath(runtime.root)}/.seccomp")
+        self.manager = cgroups.manager_for(linux.get("cgroupsPath") or "", container_id, driver=runtime.cgroup_driver)
+        self.namespaces = namespaces.Namespaces(linux.get("namespaces") or [])
+        self.userns = "user" in self.namespaces.kinds
+        if "mount" not in self.namespaces.kinds:
+            raise InvalidSpec("linux.namespaces: a container needs a mount namespace")
+        self.rootfs = specs.rootfs_path(spec, bundle)
+        self.state = state.ContainerState(
+            directory,
+            {
+                "id": container_id,
+                "pid": 0,
+                "start_time": 0,
+                "created": _now(),
+                "bundle": bundle,
+                "rootfs": self.rootfs,
+                "cgroup": self.manager.save(),
+                "owner": os.geteuid(),
+                "seccomp": None if self.seccomp is None else {"flags": self.seccomp.flags},
+                "spec": {**spec, "linux": {key: value for key, value in linux.items() if key != "seccomp"}},
+            },
+        )
+        self.pid = self.pidfd = -1
+        self.console: int | None = None
+        self.channel: socket.socket | None = None
+        self.listener: socket.socket | None = None
+
+    def run(self, options: init.CreateOptions) -> Launched:
+        """Make it; the result's descriptors belong to the caller."""
+        from runc_py.runtime import Launched
+
+        if not os.path.isdir(self.rootfs):
+            raise InvalidSpec(f"root.path: {self.rootfs} is not a directory")
+        self.namespaces.open()
+        if self.seccomp is not None:
+            state.write_atomically(self.directory, state.SECCOMP_FILE, self.seccomp.program)
+        self.state.save()
+        self.manager.create()
+        if resources := self.linux.get("resources"):
+            self.manager.set(resources)
+        plan = rootfs.plan_rootfs(self.spec, self.state.bundle, self._cgroup_mounts(), self.userns)
+        self.listener = _listen(self.directory)
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        task = init.InitTask(
+            spec=self.spec,
+            namespaces=self.namespaces,
+            plan=plan,
+            rootfs_path=self.rootfs,
+            channel=theirs,
+            listener=self.listener,
+            cgroup=None if self.userns or self._starts_in_cgroup() else self.manager,
+            seccomp=self.seccomp,
+            options=options,
+            state=self.state.oci_state("creating"),
+        )
+        try:
+            self._clone(task)
+        finally:
+            theirs.close()
+        self._place()
+        self._converse()
+        return Launched(self.pid, self.pidfd, self.console)
+
+    def _cgroup_mounts(self) -> cgroups.ContainerMounts | None:
+        wanted = any(entry.get("type") in ("cgroup", "cgroup2") for entry in self.spec.get("mounts") or ())
+        if not wanted or self.manager.kind == "disabled":
+            return None
+        return self.manager.container_mounts(cgroup_namespace="cgroup" in self.namespaces.kinds)
+
+    def _starts_in_cgroup(self) -> bool:
+        return self.manager.kind.endswith("v2")
+
+    def _clone(self, task: init.InitTask) -> None:
+        flags = self.namespaces.clone_flags
+        if "user" in self.namespaces.joined:
+            self._clone_through_stage(task, flags)
+        else:
+            cgroup = self.manager.descriptor() if not self.userns else None
+            try:
+                with namespaces.PidNamespaceSwitch(self.namespaces.joined.get("pid")):
+                    self.pid, self.pidfd = syscalls.clone(flags, cgroup)
+                    if self.pid == 0:
+                        init.run_init(task)
+            except OSError as error:
+                raise RuntimeFailure(f"unable to start container process: {messages.describe(error)}") from error
+            finally:
+                if cgroup is not None:
+                    os.close(cgroup)
+        status = state.process_status(self.pid)
+        self.state.pid = self.pid
+        self.state.ticks = status[1] if status else 0
+        self.state.save()
+
+    def _clone_through_stage(self, task: init.InitTask, flags: int) -> None:
+        stage, pidfd = syscalls.clone(0)
+        if stage == 0:
+            init.run_stage(task, flags)
+        os.close(pidfd)
+        message = self._receive()
+        os.waitpid(stage, 0)
+        if message.kind != Kind.STAGE:
+            raise _init_failure(message)
+        self.pid = int(message.text)
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def _place(self) -> None:
+        """The things a parent does to its new child by pid: maps, cgroup, OOM score."""
+        if self.userns:
+            if "user" in self.namespaces.new:
+                namespaces.write_id_maps(self.pid, self.linux)
+            self.manager.apply(self.pid)
+            self._send(Kind.GO)
+        score = self.spec["process"].get("oomScoreAdj")
+        if score is not None:
+            set_oom_score(self.pid, int(score))
+
+    def _converse(self) -> None:
+        while True:
+            message = self._receive()
+            if message.kind == Kind.READY:
+                return
+            if message.kind == Kind.CONSOLE:
+                self.console = message.fd
+            elif message.kind == Kind.OFFSETS:
+                namespaces.write_time_offsets(self.pid, self.linux["timeOffsets"])
+                self._send(Kind.GO)
+            elif message.kind == Kind.HOOKS:
+                observed = self.state.oci_state("creating")
+                for kind in ("prestart", "createRuntime"):
+                    hooks.run_hooks(kind, self.state.hooks(kind), observed)
+                self._send(Kind.GO, str(self.pid))
+            elif message.kind == Kind.WARNING:
+                warn(message.text)
+            else:
+                raise _init_failure(message)
+
+    def _receive(self) -> Message:
+        assert self.channel is not None
+        return messages.receive(self.channel)
+
+    def _send(self, kind: bytes, text: str = "") -> None:
+        assert self.channel is not None
+        try:
+            messages.send(self.channel, kind, text)
+        except BrokenPipeError:
+            raise _init_failure(self._receive()) from None
+
+    def undo(self) -> None:
+        """Take back everything; problems on the way do not hide the error that led here."""
+        if self.pid > 0:
+            _end(self.pid)
+        for fd in (self.pidfd, self.console):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        try:
+            self.manager.destroy()
+        except (cgroups.CgroupError, OSError) as error:
+            warn(f"cgroup of {self.state.id} is left: {error}")
+        state.forget(self.directory)
+
+    def release(self) -> None:
+        """Close the parent's copies of what init uses."""
+        self.namespaces.close()
+        for end in (self.channel, self.listener):
+            if end is not None:
+                end.close()
+
+
+def _init_failure(message: Message) -> RuntimeFailure:
+    if message.kind != Kind.FAILED:
+        return RuntimeFailure(
+            "unable to start container process: init died while it was set up (killed or out of memory)"
+        )
+    error = messages.failure(message)
+    return type(error)(f"{INIT_FAILED}{error}")
+
+
+def _end(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return
+
+
+def _listen(directory: str) -> socket.socket:
+    """The socket init waits on. Bound through a descriptor: a path may be longer than sun_path."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{fd}/{state.START_SOCKET}")
+    finally:
+        os.close(fd)
+    os.chmod(f"{directory}/{state.START_SOCKET}", 0o600)
+    listener.listen(1)
+    return listener
+
+
+def set_oom_score(pid: int, score: int) -> None:
+    """``process.oomScoreAdj``; lowering it without CAP_SYS_RESOURCE is a warning, as the container can still run."""
+    try:
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, str(score).encode())
+        finally:
+            os.close(fd)
+    except OSError as error:
+        warn(f"cannot set oom_score_adj to {score}: {error.strerror}")
+
+
+def _now() -> str:
+    nanoseconds = time.time_ns()
+    moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 1_000_000_000))
+    return f"{moment}.{nanoseconds % 1_000_000_000:09d}Z"

@@ -1,0 +1,255 @@
+"""A container's first process, from ``clone`` to ``execve``.
+
+Rule: read ``_set_up`` from top to bottom: that is the order, and the reasons for it. Everything it needs was prepared
+by the parent in an ``InitTask``; what it finds out goes back as messages.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from runc_py import capabilities, child, console, hooks, messages, process, rootfs, syscalls
+from runc_py.errors import RuntimeFailure
+from runc_py.messages import Kind
+from runc_py.operations import Operation
+from runc_py.paths import Root
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runc_py.cgroups import CgroupManager
+    from runc_py.namespaces import Namespaces
+    from runc_py.runtime import RootfsMount, Stdio
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+
+class CreateOptions(NamedTuple):
+    """How a container is made, beside its spec (see ``Runtime.create``)."""
+
+    stdio: Stdio | None
+    layers: Sequence[RootfsMount]
+    no_pivot: bool
+    keyring: str | None
+    preserve_fds: int
+    console_size: tuple[int, int] | None
+
+
+class InitTask(NamedTuple):
+    """What a new init is to do. ``cgroup`` is None when the parent places it; ``keyring`` None keeps the caller's."""
+
+    spec: dict[str, Any]
+    namespaces: Namespaces
+    plan: rootfs.RootfsPlan
+    rootfs_path: str
+    channel: socket.socket
+    listener: socket.socket
+    cgroup: CgroupManager | None
+    seccomp: child.SeccompFilter | None
+    options: CreateOptions
+    state: dict[str, Any]
+
+    @property
+    def process(self) -> dict[str, Any]:
+        """The spec's process object."""
+        found: dict[str, Any] = self.spec["process"]
+        return found
+
+    @property
+    def linux(self) -> dict[str, Any]:
+        """The spec's linux object."""
+        found: dict[str, Any] = self.spec.get("linux") or {}
+        return found
+
+    @property
+    def privileges(self) -> int:
+        """Capabilities that stay permitted until the seccomp filter is installed."""
+        return child.privileges_needed(self.seccomp, bool(self.process.get("noNewPrivileges")))
+
+    @property
+    def userns(self) -> bool:
+        """Whether the container has a user namespace of its own."""
+        return "user" in self.namespaces.kinds
+
+    def hooks(self, kind: str) -> list[dict[str, Any]]:
+        """The spec's hooks of one kind."""
+        found: list[dict[str, Any]] = (self.spec.get("hooks") or {}).get(kind) or []
+        return found
+
+
+def run_init(task: InitTask) -> NoReturn:
+    """Be the container's first process."""
+    try:
+        keep = [task.channel.fileno(), task.listener.fileno(), *task.namespaces.joined.values()]
+        child.detach("runc-py:[INIT]", task.options.stdio, keep, task.options.preserve_fds)
+        program, sets = _set_up(task)
+        messages.send(task.channel, Kind.READY)
+    except BaseException as error:
+        _report(task.channel, error)
+        os._exit(1)
+    _await_start(task, program, sets)
+
+
+def run_stage(task: InitTask, flags: int) -> NoReturn:
+    """Between the parent and an init whose user namespace exists already: join it, then make init in it."""
+    try:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        joined = task.namespaces.joined
+        syscalls.setns(joined["user"], syscalls.CLONE_NEWUSER, "user namespace")
+        if "pid" in joined:
+            syscalls.setns(joined["pid"], syscalls.CLONE_NEWPID, "pid namespace")
+        pid, _ = syscalls.clone(flags | syscalls.CLONE_PARENT)
+    except BaseException as error:
+        _report(task.channel, error)
+        os._exit(1)
+    if pid == 0:
+        run_init(task)
+    messages.send(task.channel, Kind.STAGE, str(pid))
+    os._exit(0)
+
+
+def _report(channel: socket.socket, error: BaseException) -> None:
+    try:
+        messages.send_failure(channel, error)
+    except OSError:
+        os._exit(1)  # the parent is gone; there is nobody to tell
+
+
+def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySets]:
+    _enter_namespaces(task)
+    os.setsid()
+    if task.options.keyring is not None:
+        syscalls.join_session_keyring(task.options.keyring)
+    if "network" in task.namespaces.new:
+        _raise_loopback()
+    _set_names(task)
+    usable = capabilities.usable_now()
+    root = rootfs.mount_rootfs(task.rootfs_path, task.options.layers, task.linux.get("rootfsPropagation") or "")
+    _run_operations(task.plan.setup, root)
+    slave = _make_terminal(task, root)
+    _run_hooks(task)
+    _run_operations(task.plan.finish, root)
+    _set_sysctls(task.linux.get("sysctl") or {})
+    child.set_labels(task.process)
+    rootfs.change_root(root, no_pivot=task.options.no_pivot, path=task.rootfs_path)
+    os.close(root.fd)
+    _set_personality(task.linux.get("personality") or {})
+    if slave is not None:
+        console.control(slave)
+    process.set_rlimits(task.process.get("rlimits") or [])
+    entered = child.try_directory(task.process["cwd"])
+    sets = process.become(task.process, usable, userns=task.userns, privileges=task.privileges)
+    if not entered:
+        process.enter_directory(task.process["cwd"])
+    return process.find_program(task.process), sets
+
+
+def _enter_namespaces(task: InitTask) -> None:
+    new = task.namespaces.new
+    if task.userns:
+        _wait_for_parent(task)  # maps are written and the cgroup is entered by the parent
+        child.become_root_of_namespace()
+    elif task.cgroup is not None:
+        task.cgroup.enter()
+    if "time" in new:
+        syscalls.unshare(syscalls.CLONE_NEWTIME)
+        if task.linux.get("timeOffsets"):
+            messages.send(task.channel, Kind.OFFSETS)
+            _wait_for_parent(task)
+        own = os.open("/proc/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(own, syscalls.CLONE_NEWTIME, "time namespace")
+        os.close(own)
+    if "cgroup" in new:
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    task.namespaces.join()
+    for fd in task.namespaces.joined.values():
+        os.close(fd)
+
+
+def _wait_for_parent(task: InitTask) -> str:
+    message = messages.receive(task.channel)
+    if message.kind != Kind.GO:
+        os._exit(1)  # the parent died: nobody will clean up after a half-made container but the kernel
+    return message.text
+
+
+def _set_names(task: InitTask) -> None:
+    if hostname := task.spec.get("hostname"):
+        syscalls.sethostname(hostname)
+    if domainname := task.spec.get("domainname"):
+        syscalls.setdomainname(domainname)
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        request = bytearray(struct.pack("16sH22x", b"lo", 0))
+        fcntl.ioctl(probe, _SIOCGIFFLAGS, request)
+        (flags,) = struct.unpack_from("H", request, 16)
+        struct.pack_into("H", request, 16, flags | _IFF_UP)
+        fcntl.ioctl(probe, _SIOCSIFFLAGS, request)
+
+
+def _run_operations(operations: list[Operation], root: Root) -> None:
+    for operation in operations:
+        try:
+            operation.execute(root)
+        except OSError as error:
+            raise RuntimeFailure(f"{operation.describe()}: {messages.describe(error)}") from error
+
+
+def _make_terminal(task: InitTask, root: Root) -> int | None:
+    if not task.process.get("terminal"):
+        return None
+    size = console.size_of(task.process, task.options.console_size)
+    master, slave = console.open_terminal(root, size)
+    console.bind_console(root, slave)
+    messages.send(task.channel, Kind.CONSOLE, fd=master)
+    os.close(master)
+    return slave
+
+
+def _run_hooks(task: InitTask) -> None:
+    if not task.spec.get("hooks"):
+        return
+    messages.send(task.channel, Kind.HOOKS)
+    task.state["pid"] = int(_wait_for_parent(task))
+    hooks.run_hooks("createContainer", task.hooks("createContainer"), {**task.state, "status": "creating"})
+
+
+def _set_sysctls(wanted: dict[str, str]) -> None:
+    if not wanted:
+        return
+    procfs = child.open_procfs()
+    try:
+        for name, value in wanted.items():
+            path = name if "/" in name else name.replace(".", "/")
+            try:
+                child.write_proc(procfs, f"sys/{path}", str(value))
+            except OSError as error:
+                raise RuntimeFailure(f"sysctl {name}={value}: {messages.describe(error)}") from error
+    finally:
+        os.close(procfs)
+
+
+def _set_personality(wanted: dict[str, Any]) -> None:
+    domain = wanted.get("domain")
+    if domain:
+        syscalls.personality({"LINUX": 0, "LINUX32": 8}[domain])
+
+
+def _await_start(task: InitTask, program: process.Program, sets: capabilities.CapabilitySets) -> NoReturn:
+    """Wait for ``start`` to connect, then execute; a failure goes to whoever connected."""
+    task.channel.close()
+    connection, _ = task.listener.accept()
+    try:
+        if connection.recv(1):
+            hooks.run_hooks("startContainer", task.hooks("startContainer"), {**task.state, "status": "created"})
+            child.lock_down(task.seccomp, sets, task.privileges)
+            process.execute(program, task.options.preserve_fds)
+    except BaseException as error:
+        _report(connection, error)
+    os._exit(255)

@@ -1,0 +1,429 @@
+"""Steps that turn a directory into a container's root, as objects.
+
+Rule: an operation is data until ``execute`` runs. ``describe`` says in one line what it will do, so the order of a
+set-up is tested without privileges and printed by ``--debug``. Every target is reached through the ``Root`` descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+from runc_py import syscalls
+from runc_py.errors import RuntimeFailure
+from runc_py.mount_options import MountOptions, parse_options
+from runc_py.paths import Root, is_device, is_directory
+
+_ALLOWED_IN_PROC = frozenset(
+    {
+        *("/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime"),
+        *("/proc/loadavg", "/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid"),
+        "/proc/sys/crypto/fips_enabled",
+    }
+)
+"""Files of /proc that lxcfs and its like may replace; any other mount there could fool the runtime."""
+
+
+class Operation(Protocol):
+    """One step of the set-up."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+
+    def execute(self, root: Root) -> None:
+        """Do it. Raises OSError or RuntimeFailure."""
+
+
+def _attach(mount: int, target: int, destination: str) -> None:
+    try:
+        syscalls.move_mount(mount, target, destination)
+    finally:
+        os.close(mount)
+        os.close(target)
+
+
+def _apply_attributes(mount: int, options: MountOptions, *, skip: int = 0) -> None:
+    if options.set_all | options.clear_all:
+        syscalls.mount_setattr(mount, set_=options.set_all, clear=options.clear_all, recursive=True)
+    clear = options.clear | (syscalls.MOUNT_ATTR_ATIME if options.set & syscalls.MOUNT_ATTR_ATIME else 0)
+    if (options.set & ~skip) | clear:
+        syscalls.mount_setattr(mount, set_=options.set & ~skip, clear=clear)
+    for propagation, recursive in options.propagation:
+        syscalls.mount_setattr(mount, propagation=propagation, recursive=recursive)
+
+
+class FilesystemMount(NamedTuple):
+    """A new superblock (proc, sysfs, tmpfs, devpts, mqueue …) at ``destination``.
+
+    With ``late_read_only`` the read-only bit waits for a later step, because devices or copies go in first.
+    """
+
+    type: str
+    source: str
+    destination: str
+    options: MountOptions
+    late_read_only: bool = False
+
+    def describe(self) -> str:
+        return f"mount {self.type} on {self.destination}"
+
+    def execute(self, root: Root) -> None:
+        plain = self.type in ("proc", "sysfs")
+        if plain:
+            # A symlink there would put the filesystem elsewhere and leave /proc itself to the image.
+            target = _ordinary_directory(root, self.destination, self.type)
+        else:
+            target = root.make_directory(self.destination)
+        mode = stat.S_IMODE(os.fstat(target).st_mode)
+        mount = self._new_mount(mode)
+        skip = syscalls.MOUNT_ATTR_RDONLY if self.late_read_only else 0
+        _apply_attributes(mount, self.options, skip=skip)
+        if self.options.copy_up:
+            _copy_tree(os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), mount)
+        _attach(mount, target, self.destination)
+
+    def _new_mount(self, mode: int) -> int:
+        context = syscalls.fsopen(self.type)
+        try:
+            if self.source:
+                syscalls.fsconfig(context, "source", self.source)
+            for flag in self.options.superblock:
+                syscalls.fsconfig(context, flag)
+            data = self.options.data
+            if self.type == "tmpfs" and not any(option.startswith("mode=") for option in data):
+                data = (*data, f"mode={mode:o}")  # a tmpfs looks like the directory it covers
+            for option in data:
+                key, separator, value = option.partition("=")
+                syscalls.fsconfig(context, key, value if separator else None)
+            return syscalls.fsmount(context)
+        finally:
+            os.close(context)
+
+
+class BindMount(NamedTuple):
+    """A host file or directory at ``destination``; the mount point is made as what the source is."""
+
+    source: str
+    destination: str
+    options: MountOptions
+    userns: int = -1
+
+    def describe(self) -> str:
+        return f"bind {self.source} on {self.destination}"
+
+    def execute(self, root: Root) -> None:
+        flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if self.options.recursive else 0)
+        mount = syscalls.open_tree(syscalls.AT_FDCWD, self.source, flags)
+        make = root.make_directory if is_directory(mount) else root.make_file
+        target = make(self.destination, 0o755)
+        _refuse_in_proc(target, mount, self.destination)
+        if self.userns >= 0:
+            _map_owners(mount, self.userns, recursive=self.options.idmap_recursive, source=self.source)
+        _apply_attributes(mount, self.options)
+        _attach(mount, target, self.destination)
+
+
+class CgroupTree(NamedTuple):
+    """The container's own cgroups at ``destination`` (see ``cgroups.ContainerMounts``)."""
+
+    destination: str
+    options: MountOptions
+    mounts: tuple[Any, ...]
+    symlinks: tuple[tuple[str, str], ...]
+
+    def describe(self) -> str:
+        return f"mount cgroups on {self.destination}"
+
+    def execute(self, root: Root) -> None:
+        for entry in self.mounts:
+            destination = f"{self.destination}/{entry.name}" if entry.name else self.destination
+            target = root.make_directory(destination)
+            if entry.type == "bind":
+                mount = syscalls.open_tree(syscalls.AT_FDCWD, entry.source, syscalls.OPEN_TREE_CLONE)
+            else:
+                mount = _simple_mount(entry.type, entry.source, entry.options)
+            top = not entry.name and len(self.mounts) > 1
+            _apply_attributes(mount, self.options, skip=syscalls.MOUNT_ATTR_RDONLY if top else 0)
+            _attach(mount, target, destination)
+        if self.symlinks:
+            directory = root.open(self.destination, os.O_PATH | os.O_DIRECTORY)
+            for name, link in self.symlinks:
+                os.symlink(link, name, dir_fd=directory)
+            os.close(directory)
+        if len(self.mounts) > 1 and self.options.read_only:
+            ReadOnlyMount(self.destination).execute(root)
+
+
+def _simple_mount(kind: str, source: str, options: Sequence[str]) -> int:
+    """A filesystem whose options mix its own with mount attributes."""
+    parsed = parse_options(tuple(options))
+    context = syscalls.fsopen(kind)
+    try:
+        syscalls.fsconfig(context, "source", source)
+        for option in parsed.data:
+            key, separator, value = option.partition("=")
+            if kind == "cgroup" and key == "name":
+                syscalls.fsconfig(context, "none")
+            syscalls.fsconfig(context, key, value if separator else None)
+        mount = syscalls.fsmount(context)
+    finally:
+        os.close(context)
+    _apply_attributes(mount, parsed)
+    return mount
+
+
+class MakeDevice(NamedTuple):
+    """A device node; where the kernel does not let us make one (user namespace), the host's is bound there."""
+
+    path: str
+    type: str
+    major: int
+    minor: int
+    mode: int
+    uid: int
+    gid: int
+    bind: bool = False
+
+    def describe(self) -> str:
+        return f"device {self.path} {self.type} {self.major}:{self.minor}"
+
+    def execute(self, root: Root) -> None:
+        parent, name = os.path.split(self.path)
+        if self.bind:
+            self._bind(root)
+            return
+        directory = root.make_directory(parent)
+        try:
+            kind = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}[self.type]
+            device = 0 if self.type == "p" else os.makedev(self.major, self.minor)
+            try:
+                os.mknod(name, kind | self.mode, device, dir_fd=directory)
+            except FileExistsError:
+                info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != device:
+                    raise RuntimeFailure(f"{self.path} exists in the rootfs and is not the device asked for") from None
+            except PermissionError:
+                self._bind(root)
+                return
+            os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
+            _chmod_node(directory, name, self.mode)
+        finally:
+            os.close(directory)
+
+    def _bind(self, root: Root) -> None:
+        mount = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE)
+        if self.type in ("c", "u") and not is_device(mount, self.major, self.minor):
+            raise RuntimeFailure(f"host device {self.path} is not {self.type} {self.major}:{self.minor}")
+        _attach(mount, root.make_file(self.path), self.path)
+
+
+def _chmod_node(directory: int, name: str, mode: int) -> None:
+    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+    node = syscalls.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, resolve)
+    try:
+        os.chmod(f"/proc/self/fd/{node}", mode)  # mknod's mode went through the umask
+    finally:
+        os.close(node)
+
+
+class MakeSymlink(NamedTuple):
+    """A symlink, unless something is there already."""
+
+    path: str
+    target: str
+
+    def describe(self) -> str:
+        return f"symlink {self.path} -> {self.target}"
+
+    def execute(self, root: Root) -> None:
+        parent, name = os.path.split(self.path)
+        directory = root.make_directory(parent)
+        try:
+            os.symlink(self.target, name, dir_fd=directory)
+        except FileExistsError:
+            if name == "ptmx":
+                os.unlink(name, dir_fd=directory)
+                os.symlink(self.target, name, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+
+class MakeDirectory(NamedTuple):
+    """A directory in the rootfs, for a working directory that the image lacks."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"directory {self.path}"
+
+    def execute(self, root: Root) -> None:
+        try:
+            os.close(root.make_directory(self.path))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):  # chdir reports it with the user's view
+                raise
+
+
+class MaskPaths(NamedTuple):
+    """Hide files under /dev/null and directories under an empty read-only tmpfs; missing ones need no hiding."""
+
+    paths: tuple[str, ...]
+
+    def describe(self) -> str:
+        return f"mask {' '.join(self.paths)}"
+
+    def execute(self, root: Root) -> None:
+        covers: dict[bool, int] = {}
+        try:
+            for path in self.paths:
+                target = root.open_or_none(path)
+                if target is not None:
+                    _cover(target, path, covers)
+        finally:
+            for fd in covers.values():
+                os.close(fd)
+
+
+def _cover(target: int, path: str, covers: dict[bool, int]) -> None:
+    """Hide ``target``; ``covers`` keeps what hides directories (True) and files (False) for the next ones."""
+    directory = is_directory(target)
+    if directory and True not in covers:
+        # The first use attaches the mount itself: kernels before 6.15 do not clone what is nowhere attached.
+        covers[True] = _empty_directory()
+        syscalls.move_mount(covers[True], target, path)
+        os.close(target)
+        return
+    if not directory and False not in covers:
+        covers[False] = _host_null()
+    flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
+    _attach(syscalls.open_tree(covers[directory], "", flags), target, path)
+
+
+class ReadOnlyPath(NamedTuple):
+    """A path and all below it, made read-only by a bind mount over itself; missing ones are left out."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"read-only {self.path}"
+
+    def execute(self, root: Root) -> None:
+        target = root.open_or_none(self.path)
+        if target is None:
+            return
+        flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH | syscalls.AT_RECURSIVE
+        mount = syscalls.open_tree(target, "", flags)
+        syscalls.mount_setattr(mount, set_=syscalls.MOUNT_ATTR_RDONLY, recursive=True)
+        _attach(mount, target, self.path)
+
+
+class ReadOnlyMount(NamedTuple):
+    """Set the read-only bit of the mount at ``path`` itself."""
+
+    path: str
+
+    def describe(self) -> str:
+        return f"remount {self.path} read-only"
+
+    def execute(self, root: Root) -> None:
+        fd = root.open(self.path)
+        try:
+            syscalls.mount_setattr(fd, set_=syscalls.MOUNT_ATTR_RDONLY)
+        finally:
+            os.close(fd)
+
+
+def _ordinary_directory(root: Root, path: str, kind: str) -> int:
+    try:
+        target = root.open(path, os.O_PATH | os.O_NOFOLLOW, syscalls.RESOLVE_NO_SYMLINKS)
+    except FileNotFoundError:
+        return root.make_directory(path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise RuntimeFailure(f'filesystem "{kind}" must be mounted on an ordinary directory: {path}') from error
+    if not is_directory(target):
+        raise RuntimeFailure(f'filesystem "{kind}" must be mounted on an ordinary directory: {path}')
+    return target
+
+
+def _refuse_in_proc(target: int, source: int, destination: str) -> None:
+    if syscalls.filesystem_type(target) != syscalls.PROC_SUPER_MAGIC:
+        return
+    normal = os.path.normpath(destination)
+    if normal in _ALLOWED_IN_PROC or (
+        normal == "/proc" and syscalls.filesystem_type(source) == syscalls.PROC_SUPER_MAGIC
+    ):
+        return
+    raise RuntimeFailure(f'"{destination}" cannot be mounted because it is inside /proc')
+
+
+def _empty_directory() -> int:
+    context = syscalls.fsopen("tmpfs")
+    try:
+        for key, value in (("source", "tmpfs"), ("nr_blocks", "1"), ("nr_inodes", "1"), ("mode", "755")):
+            syscalls.fsconfig(context, key, value)
+        return syscalls.fsmount(context, syscalls.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(context)
+
+
+def _host_null() -> int:
+    """The host's own /dev/null, verified: the rootfs's could have been swapped for another file."""
+    null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
+    if not is_device(null, 1, 3):
+        os.close(null)
+        raise RuntimeFailure("/dev/null of the host is not the null device")
+    return null
+
+
+def _map_owners(mount: int, userns: int, *, recursive: bool, source: str) -> None:
+    try:
+        syscalls.mount_setattr(mount, set_=syscalls.MOUNT_ATTR_IDMAP, userns=userns, recursive=recursive)
+    except OSError as error:
+        raise RuntimeFailure(f"cannot map the owners of {source}: {error.strerror}") from error
+
+
+def _copy_tree(source: int, mount: int) -> None:
+    """Copy what ``source`` holds into the top of ``mount`` (option ``tmpcopyup``); closes ``source``."""
+    target = os.open(f"/proc/self/fd/{mount}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _copy_entries(source, target)
+    finally:
+        os.close(source)
+        os.close(target)
+
+
+def _copy_entries(source: int, target: int) -> None:
+    for name in os.listdir(source):
+        info = os.stat(name, dir_fd=source, follow_symlinks=False)
+        if stat.S_ISLNK(info.st_mode):
+            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
+        elif stat.S_ISDIR(info.st_mode):
+            os.mkdir(name, 0o700, dir_fd=target)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            inner, copy = os.open(name, flags, dir_fd=source), os.open(name, flags, dir_fd=target)
+            _copy_entries(inner, copy)
+            os.close(inner)
+            os.close(copy)
+        elif stat.S_ISREG(info.st_mode):
+            _copy_file(name, source, target)
+        else:
+            os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
+        os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
+        if not stat.S_ISLNK(info.st_mode):
+            os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=target)
+
+
+def _copy_file(name: str, source: int, target: int) -> None:
+    reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+    writer = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
+    while data := os.read(reader, 1 << 20):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(writer, view) :]
+    os.close(reader)
+    os.close(writer)

@@ -1,0 +1,170 @@
+"""The runtime spec document: reading and checking ``config.json``.
+
+Rule: what is refused is refused here, before anything is made, with the JSON path of the culprit; the other modules
+read the checked dictionary. Unknown members are ignored, as the runtime spec asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from runc_py.errors import InvalidSpec
+
+Spec = dict[str, Any]
+
+NAMESPACE_TYPES = ("user", "pid", "mount", "network", "ipc", "uts", "cgroup", "time")
+MAX_ID = 0xFFFFFFFE
+_IPC_SYSCTLS = frozenset(
+    f"kernel.{name}" for name in ("msgmax", "msgmnb", "msgmni", "sem", "shmall", "shmmax", "shmmni", "shm_rmid_forced")
+)
+
+
+def load_spec(bundle: str, name: str = "config.json") -> Spec:
+    """The checked spec of ``bundle``."""
+    path = os.path.join(bundle, name)
+    try:
+        with open(path, "rb") as file:
+            document = json.load(file)
+    except FileNotFoundError:
+        raise InvalidSpec(f"JSON specification file {name} not found in {bundle}") from None
+    except (OSError, ValueError) as error:
+        raise InvalidSpec(f"cannot read {path}: {error}") from error
+    if not isinstance(document, dict):
+        raise InvalidSpec(f"{path} is not a JSON object")
+    validate_spec(document)
+    return document
+
+
+def validate_spec(spec: Spec) -> None:
+    """Raise InvalidSpec for a spec that this runtime cannot or must not run."""
+    version = spec.get("ociVersion")
+    if not isinstance(version, str) or not version.startswith("1."):
+        raise InvalidSpec(f'ociVersion: "{version}" is not a version this runtime knows (1.x)')
+    root = _object(spec, "root")
+    if not isinstance(root.get("path"), str) or not root["path"]:
+        raise InvalidSpec("root.path: must be the path of the rootfs")
+    process = spec.get("process")
+    if process is not None:
+        validate_process(process)
+    linux = _object(spec, "linux")
+    kinds = _check_namespaces(linux)
+    _check_mounts(spec)
+    _check_mappings(linux, kinds)
+    _check_sysctls(linux, kinds)
+    if spec.get("hostname") and "uts" not in kinds:
+        raise InvalidSpec("hostname: unable to set hostname without a private UTS namespace")
+    if spec.get("domainname") and "uts" not in kinds:
+        raise InvalidSpec("domainname: unable to set domainname without a private UTS namespace")
+    if (linux.get("maskedPaths") or linux.get("readonlyPaths")) and "mount" not in kinds:
+        raise InvalidSpec("linux.maskedPaths: unable to restrict paths without a private mount namespace")
+    if linux.get("timeOffsets") and "time" not in kinds:
+        raise InvalidSpec("linux.timeOffsets: need a time namespace")
+    for unsupported in ("intelRdt", "netDevices", "memoryPolicy"):
+        if linux.get(unsupported):
+            raise InvalidSpec(f"linux.{unsupported}: not supported by this runtime")
+
+
+def validate_process(process: Any, where: str = "process") -> None:
+    """Raise InvalidSpec for an OCI process object that cannot be run."""
+    if not isinstance(process, dict):
+        raise InvalidSpec(f"{where}: must be an object")
+    arguments = process.get("args")
+    if not isinstance(arguments, list) or not arguments or not all(isinstance(item, str) for item in arguments):
+        raise InvalidSpec(f"{where}.args: must be a list of strings that is not empty")
+    cwd = process.get("cwd")
+    if not isinstance(cwd, str) or not cwd.startswith("/"):
+        raise InvalidSpec(f"{where}.cwd: must be an absolute path")
+    for text in (*arguments, cwd, *(process.get("env") or ())):
+        if not isinstance(text, str) or "\0" in text:
+            raise InvalidSpec(f"{where}: arguments, environment and cwd must be strings without NUL")
+    for unsupported in ("scheduler", "ioPriority", "execCPUAffinity"):
+        if process.get(unsupported):
+            raise InvalidSpec(f"{where}.{unsupported}: not supported by this runtime")
+    user = process.get("user") or {}
+    numbers = [("uid", user.get("uid", 0)), ("gid", user.get("gid", 0))]
+    numbers += [(f"additionalGids[{index}]", gid) for index, gid in enumerate(user.get("additionalGids") or ())]
+    for name, number in numbers:
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_ID:
+            raise InvalidSpec(f"{where}.user.{name}: {number!r} is not an id between 0 and {MAX_ID}")
+
+
+def container_id(text: str) -> str:
+    """``text`` if it can be a container's id: it becomes a directory name."""
+    if not text or len(text) > 1024 or text in (".", "..") or not all(c.isalnum() or c in "+-._" for c in text):
+        raise InvalidSpec(f'invalid container ID format: "{text}"')
+    if not text.isascii():
+        raise InvalidSpec(f'invalid container ID format: "{text}"')
+    return text
+
+
+def rootfs_path(spec: Spec, bundle: str) -> str:
+    """Absolute host path of the rootfs."""
+    return os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
+
+
+def _object(parent: Spec, name: str) -> Spec:
+    value = parent.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidSpec(f"{name}: must be an object")
+    return value
+
+
+def _check_namespaces(linux: Spec) -> frozenset[str]:
+    kinds: set[str] = set()
+    for index, entry in enumerate(linux.get("namespaces") or ()):
+        kind, path = entry.get("type"), entry.get("path") or ""
+        if kind not in NAMESPACE_TYPES:
+            raise InvalidSpec(f'linux.namespaces[{index}].type: unknown namespace "{kind}"')
+        if kind in kinds:
+            raise InvalidSpec(f'linux.namespaces[{index}].type: duplicated namespace "{kind}"')
+        if path and not path.startswith("/"):
+            raise InvalidSpec(f'linux.namespaces[{index}].path: "{path}" is not absolute')
+        kinds.add(kind)
+    return frozenset(kinds)
+
+
+def _check_mounts(spec: Spec) -> None:
+    for index, entry in enumerate(spec.get("mounts") or ()):
+        destination = entry.get("destination")
+        if not isinstance(destination, str) or not destination or "\0" in destination:
+            raise InvalidSpec(f"mounts[{index}].destination: must be a path")
+        if not all(isinstance(option, str) for option in entry.get("options") or ()):
+            raise InvalidSpec(f"mounts[{index}].options: must be strings")
+
+
+def _check_mappings(linux: Spec, kinds: frozenset[str]) -> None:
+    for name in ("uidMappings", "gidMappings"):
+        mappings = linux.get(name) or ()
+        if mappings and "user" not in kinds:
+            raise InvalidSpec(f"linux.{name}: need a user namespace")
+        if len(mappings) > 340:
+            raise InvalidSpec(f"linux.{name}: {len(mappings)} entries, the kernel takes 340")
+        for index, entry in enumerate(mappings):
+            for key in ("containerID", "hostID", "size"):
+                number = entry.get(key, 0)
+                if not isinstance(number, int) or not 0 <= number <= 0xFFFFFFFF:
+                    raise InvalidSpec(f"linux.{name}[{index}].{key}: {number!r} is not a 32-bit number")
+    for entry in linux.get("namespaces") or ():
+        if entry["type"] == "user" and not entry.get("path") and not linux.get("uidMappings"):
+            raise InvalidSpec("linux.uidMappings: a new user namespace needs mappings")
+
+
+def _check_sysctls(linux: Spec, kinds: frozenset[str]) -> None:
+    for name in linux.get("sysctl") or {}:
+        key = name.replace("/", ".")
+        if ".." in name.split("/") or name.startswith("/") or not all(key.split(".")):
+            raise InvalidSpec(f'linux.sysctl["{name}"]: not a sysctl name')
+        if key in _IPC_SYSCTLS or key.startswith("fs.mqueue."):
+            needed = "ipc"
+        elif key.startswith("net."):
+            needed = "network"
+        elif key in ("kernel.domainname", "kernel.hostname"):
+            needed = "uts"
+        else:
+            raise InvalidSpec(f'linux.sysctl["{name}"]: is not in a separate kernel namespace')
+        if needed not in kinds:
+            raise InvalidSpec(f'linux.sysctl["{name}"]: needs a private {needed} namespace')
