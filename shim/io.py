@@ -1,0 +1,269 @@
+"""The stdio of one process: descriptors for it, pumps for us.
+
+Rule: where a client's FIFO or file can be given to the process itself, it is, and nothing is copied. Only the raw log
+and terminals have pumps. Whatever a replacement shim needs to go on is listed by ``parked``.
+
+Life cycle: ``ProcessIO.open`` → the runtime launches with ``stdio`` → ``launched(console)`` → … → ``drain`` when the
+process has ended → ``finish`` when its exit is on record → ``close``. A replacement begins with ``ProcessIO.restore``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import struct
+import termios
+from collections.abc import Callable, Iterable, Mapping
+
+from runc_py.runtime import Stdio
+from shim import stdio as targets
+from shim.attachserver import AttachServer
+from shim.logfile import LogFile
+from shim.loop import Loop
+from shim.pumps import ConsolePump, CopyPump, FifoInput, InputSink, LogPump
+from shim.stdio import ATTACH, FIFO, FILE, RAWLOG, Target, Uris
+
+_STREAMS = (("stdout", 1), ("stderr", 2))
+
+
+class ProcessIO:
+    """See the module. Descriptors in ``stdio`` are the process's; all others are this object's."""
+
+    def __init__(self, loop: Loop, uris: Uris) -> None:
+        self._loop = loop
+        self.terminal = uris.terminal
+        self._stdin, self._stdout = targets.parse(uris.stdin), targets.parse(uris.stdout)
+        self._stderr = Target(targets.NULL) if uris.terminal else targets.parse(uris.stderr)
+        self.stdio: Stdio | None = None
+        self._child_ends: list[int] = []
+        self._holders: dict[str, int] = {}
+        self._log: LogFile | None = None
+        self._log_pipes: dict[str, int] = {}
+        self._console_pipe: tuple[int, int] | None = None
+        self._pumps: list[LogPump | ConsolePump | CopyPump] = []
+        self._console: int | None = None
+        self._sink: InputSink | None = None
+        self._stdin_pipe: int | None = None
+        self._fifo_input: FifoInput | None = None
+        self._attach: AttachServer | None = None
+        self._stdin_closed: Callable[[], None] | None = None
+
+    @classmethod
+    def open(cls, loop: Loop, uris: Uris) -> ProcessIO:
+        """Open everything for a process about to be launched. Raises ``GantryError`` or ``OSError``; leaks nothing."""
+        opened = cls(loop, uris)
+        try:
+            opened._open_log()
+            if opened.terminal:
+                opened._open_for_terminal()
+            else:
+                opened.stdio = Stdio(opened._open_stdin(), *map(opened._open_output, (1, 2)))
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    @classmethod
+    def restore(cls, loop: Loop, uris: Uris, parked: Mapping[str, int]) -> ProcessIO:
+        """Go on with the descriptors of a killed shim; takes over those in ``parked`` that it knows."""
+        restored = cls(loop, uris)
+        restored._open_log()
+        if "pty" in parked:
+            if "pty_read" in parked and "pty_write" in parked:
+                restored._console_pipe = (parked["pty_read"], parked["pty_write"])
+            restored._reopen_terminal_fifos()
+            restored.launched(parked["pty"])
+            return restored
+        restored._log_pipes = {name: parked[name] for name, _ in _STREAMS if name in parked}
+        restored._holders = {name: parked[name] for name in parked if name.startswith("hold_")}
+        restored._stdin_pipe = parked.get("stdin")
+        restored.launched(None)
+        return restored
+
+    def _open_log(self) -> None:
+        for target in (self._stdout, self._stderr):
+            if target.kind == RAWLOG:
+                self._log = LogFile(target.path)
+                return
+
+    def _open_for_terminal(self) -> None:
+        if self._stdout.kind == RAWLOG:
+            self._console_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reopen_terminal_fifos()
+
+    def _reopen_terminal_fifos(self) -> None:
+        """With a terminal this side reads and writes the client's FIFOs itself."""
+        if self._stdin.kind == FIFO:
+            self._holders["in"], self._holders["hold_stdin"] = _pair(targets.open_input(self._stdin.path))
+        if self._stdout.kind == FIFO:
+            self._holders["out"], self._holders["hold_stdout"] = _pair(targets.open_output(self._stdout.path))
+        self._holders = {name: descriptor for name, descriptor in self._holders.items() if descriptor >= 0}
+
+    def _for_child(self, descriptor: int) -> int:
+        self._child_ends.append(descriptor)
+        return descriptor
+
+    def _open_stdin(self) -> int:
+        if self._stdin.kind == FIFO:
+            descriptor, holder = targets.open_input(self._stdin.path)
+            if holder is not None:
+                self._holders["hold_stdin"] = holder
+            return self._for_child(descriptor)
+        if self._stdin.kind == ATTACH:
+            read_end, self._stdin_pipe = os.pipe2(os.O_CLOEXEC)
+            return self._for_child(read_end)
+        return self._for_child(targets.open_null())
+
+    def _open_output(self, stream: int) -> int:
+        name, target = ("stdout", self._stdout) if stream == 1 else ("stderr", self._stderr)
+        if target.kind == FIFO:
+            descriptor, holder = targets.open_output(target.path)
+            if holder is not None:
+                self._holders[f"hold_{name}"] = holder
+            return self._for_child(descriptor)
+        if target.kind == FILE:
+            return self._for_child(targets.open_file(target.path))
+        if target.kind == RAWLOG:
+            self._log_pipes[name], write_end = os.pipe2(os.O_CLOEXEC)
+            return self._for_child(write_end)
+        return self._for_child(targets.open_null())
+
+    def launched(self, console: int | None) -> None:
+        """The process runs: let go of its descriptors and start pumping. Takes over ``console``."""
+        _close_all(self._child_ends)
+        self._child_ends = []
+        self.stdio = None
+        self._console = console
+        if console is not None:
+            self._start_terminal(console)
+        else:
+            if self._stdin_pipe is not None:
+                self._sink = InputSink(self._loop, self._stdin_pipe, is_console=False)
+            if self._log is not None:
+                for name, stream in _STREAMS:
+                    if name in self._log_pipes:
+                        pump = LogPump(self._loop, self._log_pipes[name], self._log, stream, self._log_grew)
+                        self._pumps.append(pump)
+        self._start_attach()
+
+    def _start_terminal(self, console: int) -> None:
+        self._sink = InputSink(self._loop, console, is_console=True)
+        fifo = self._holders.pop("in", None)
+        if fifo is not None:
+            os.set_blocking(fifo, False)
+            self._fifo_input = FifoInput(self._loop, fifo, self._sink)
+        if self._stdout.kind == RAWLOG and self._log is not None:
+            pipe = self._console_pipe or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            self._console_pipe = pipe
+            self._pumps.append(ConsolePump(self._loop, console, pipe, self._log, self._log_grew))
+            return
+        target = self._holders.pop("out", None)
+        if target is not None:
+            os.set_blocking(target, False)
+        elif self._stdout.kind == FILE:
+            target = targets.open_file(self._stdout.path)
+        self._pumps.append(CopyPump(self._loop, console, target))
+
+    def _start_attach(self) -> None:
+        path = self._stdout.attach or self._stderr.attach or self._stdin.attach
+        if path:
+            self._attach = AttachServer(
+                self._loop,
+                path,
+                self._log,
+                self._sink if self._stdin.kind == ATTACH else None,
+                stdin_once=self._stdin.once,
+            )
+
+    def _log_grew(self) -> None:
+        if self._attach is not None:
+            self._attach.wake()
+
+    def parked(self) -> dict[str, int]:
+        """Names and descriptors that the keeper should hold while the process lives."""
+        held = {name: fd for name, fd in self._holders.items() if name.startswith("hold_")}
+        if self._console is not None:
+            held = {"pty": self._console}
+            if self._console_pipe is not None:
+                held["pty_read"], held["pty_write"] = self._console_pipe
+            return held
+        held.update(self._log_pipes)
+        if self._stdin_pipe is not None:
+            held["stdin"] = self._stdin_pipe
+        return held
+
+    def on_stdin_closed(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when the process is to see the end of its stdin: copies elsewhere must be closed then."""
+        self._stdin_closed = callback
+        if self._sink is not None and self._console is None:
+            self._sink.on_room.append(self._sink_changed)
+
+    def _sink_changed(self) -> None:
+        if self._sink is not None and self._sink.closed and self._stdin_closed is not None:
+            self._stdin_closed()
+            self._stdin_closed = None
+
+    def resize(self, width: int, height: int) -> None:
+        """Give the terminal ``width`` columns and ``height`` rows; without a terminal nothing happens."""
+        if self._console is not None:
+            fcntl.ioctl(self._console, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def close_stdin(self) -> None:
+        """CloseIO: the process sees end of file once what was sent before is read."""
+        holder = self._holders.pop("hold_stdin", None)
+        if holder is not None:
+            os.close(holder)
+            if self._stdin_closed is not None:
+                self._stdin_closed()
+        if self._sink is not None:
+            self._sink.end()
+
+    def drain(self) -> None:
+        """The process has ended: move its last output, as far as that needs no waiting."""
+        for pump in self._pumps:
+            pump.drain()
+
+    def finish(self) -> None:
+        """The exit is on record: attach clients get their end of file, FIFOs theirs."""
+        if self._attach is not None:
+            self._attach.end()
+        if self._sink is not None:
+            self._sink.close()
+        _close_all(self._holders.values())
+        self._holders.clear()
+
+    def close(self) -> None:
+        """Let go of everything; the process's output so far stays where it is."""
+        if self._attach is not None:
+            self._attach.close()
+        if self._fifo_input is not None:
+            self._fifo_input.close()
+        if self._sink is not None:
+            self._sink.close()
+        elif self._stdin_pipe is not None:
+            _close_all([self._stdin_pipe])
+        if self._pumps:
+            for pump in self._pumps:
+                pump.close()
+        else:
+            _close_all([*self._log_pipes.values(), *(self._console_pipe or ())])
+        _close_all([*self._holders.values(), *self._child_ends])
+        self._holders.clear()
+        self._child_ends = []
+        if self._console is not None:
+            _close_all([self._console])
+            self._console = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def _pair(opened: targets.Opened) -> tuple[int, int]:
+    return opened.descriptor, -1 if opened.holder is None else opened.holder
+
+
+def _close_all(descriptors: Iterable[int]) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -1,0 +1,122 @@
+"""Taking over from a killed shim.
+
+Rule: what is on disk says what there was, the keeper has the descriptors, and the kernel knows who lives. A process
+without an exit record is followed by its pidfd; one that ended unseen gets its record now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from oci import errors
+from protos.rawlog import STREAM_NAMES
+from protos.shim_messages import STATUS_CREATED, STATUS_PAUSED, STATUS_RUNNING
+from shim.bundle import Bundle, ProcessRecord, start_ticks
+from shim.container import Container
+from shim.io import ProcessIO
+from shim.loop import report
+from shim.process import Process
+from shim.service import TaskService
+from shim.stdio import RAWLOG, Uris, parse
+
+_STATUS = {"created": STATUS_CREATED, "running": STATUS_RUNNING, "paused": STATUS_PAUSED}
+
+
+def restore(service: TaskService) -> None:
+    """Rebuild the container of the service's bundle; nothing when Create had not finished there."""
+    config = service.config
+    bundle = Bundle(config.bundle)
+    options = bundle.read_options()
+    records = bundle.read_processes()
+    if options is None or not records or records[0].exec_id:
+        report(f"bundle {config.bundle} holds no container to take over")
+        return
+    uris = Uris(*options["uris"])
+    container = service.new_container(config.container_id, config.bundle, uris, options["options"])
+    service.containers[config.container_id] = container
+    container.take_spec()
+    parked = container.parking.take()
+    _restore_process(service, container, container.init, records[0], parked)
+    for record in records[1:]:
+        process = Process(
+            record.exec_id, Uris(record.stdin, record.stdout, record.stderr, record.terminal), record.spec
+        )
+        container.execs[record.exec_id] = process
+        _restore_process(service, container, process, record, parked)
+    for descriptor in parked.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    if container.init.running:
+        container.parking.put(container.everything())
+        _restore_status(container)
+
+
+def _restore_status(container: Container) -> None:
+    try:
+        status = container.runtime.status(container.container_id)
+    except errors.GantryError as error:
+        report(f"the runtime does not know {container.container_id}: {error}: it counts as running")
+        status = "running"
+    container.init.status = _STATUS.get(status, STATUS_RUNNING)
+
+
+def _restore_process(
+    service: TaskService, container: Container, process: Process, record: ProcessRecord, parked: dict[str, int]
+) -> None:
+    """Give ``process`` its past back; takes what belongs to it out of ``parked``."""
+    prefix = f"exec.{record.exec_id}/" if record.exec_id else ""
+    mine = {
+        name.removeprefix(prefix): parked.pop(name)
+        for name in list(parked)
+        if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
+    }
+    exit_record = container.bundle.read_exit(record.exec_id)
+    process.pid = record.pid
+    if exit_record is not None or record.pid == 0:
+        _close(mine)
+        if exit_record is not None:
+            process.ended(exit_record)
+        return
+    process.pidfd = mine.pop("pidfd", -1)
+    if process.pidfd < 0:
+        process.pidfd = _open_pidfd(record)
+    if process.pidfd >= 0 and not mine:
+        mine = _log_pipes_of(record)
+    process.status = STATUS_RUNNING
+    process.io = ProcessIO.restore(service.loop, process.uris, mine)
+    container.hook_stdin(process)
+    if process.pidfd >= 0:
+        container.watch_orphan(process)
+    else:
+        container.lost(process)
+
+
+def _open_pidfd(record: ProcessRecord) -> int:
+    """A pidfd of the very process that was recorded; -1 when it is gone."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(record.pid)
+        if start_ticks(record.pid) == record.start_ticks:
+            return pidfd
+        os.close(pidfd)
+    return -1
+
+
+def _log_pipes_of(record: ProcessRecord) -> dict[str, int]:
+    """When the keeper died too: the log pipes, by way of the process's own descriptors."""
+    found: dict[str, int] = {}
+    for number, name in STREAM_NAMES.items():
+        uri = record.stdout if number == 1 else record.stderr
+        if record.terminal or parse(uri).kind != RAWLOG:
+            continue
+        with contextlib.suppress(OSError):
+            path = f"/proc/{record.pid}/fd/{number}"
+            if stat.S_ISFIFO(os.stat(path).st_mode):
+                found[name] = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return found
+
+
+def _close(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)

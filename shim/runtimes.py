@@ -1,0 +1,192 @@
+"""The OCI runtime behind a container: ours, called in this process, or any other by its command line.
+
+Rule: both give the same answers and the same errors (``oci.errors``), so nothing above knows which one it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from oci import errors
+from protos.shim_messages import RUNC_OPTIONS
+from protos.wire import Values
+from runc_py import errors as runc_errors
+from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
+
+OWN_NAMES = ("", "runc-py")
+"""Values of ``Options.binary_name`` that mean the runtime in this process."""
+
+_KINDS: tuple[tuple[type[runc_errors.RuntimeFailure], type[errors.GantryError]], ...] = (
+    (runc_errors.ContainerNotFound, errors.NotFound),
+    (runc_errors.ContainerExists, errors.AlreadyExists),
+    (runc_errors.InvalidSpec, errors.InvalidArgument),
+    (runc_errors.InvalidState, errors.FailedPrecondition),
+    (runc_errors.NotBuilt, errors.Unimplemented),
+)
+
+
+class CreateRequest:
+    """What ``create`` needs to know."""
+
+    __slots__ = ("bundle", "container_id", "no_new_keyring", "no_pivot", "rootfs", "stdio")
+
+    def __init__(
+        self, container_id: str, bundle: str, stdio: Stdio | None, rootfs: Sequence[Values], options: Values
+    ) -> None:
+        self.container_id = container_id
+        self.bundle = bundle
+        self.stdio = stdio
+        self.rootfs = rootfs
+        self.no_pivot = bool(options["no_pivot_root"])
+        self.no_new_keyring = bool(options["no_new_keyring"])
+
+
+class TaskRuntime(Protocol):
+    """The operations that the shim needs, on containers by id. All raise ``oci.errors.GantryError``."""
+
+    def create(self, request: CreateRequest) -> Launched:
+        """Make a container whose init waits; ``stdio`` None means that the spec asks for a terminal."""
+
+    def start(self, container_id: str) -> None:
+        """Let init execute the program."""
+
+    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
+        """Run another process in it."""
+
+    def kill(self, container_id: str, signal: int, everyone: bool) -> None:
+        """Signal init, or every process."""
+
+    def delete(self, container_id: str) -> None:
+        """Remove the container and all that belongs to it, whatever its state. Not there is no error."""
+
+    def pids(self, container_id: str) -> Sequence[int]:
+        """All processes in it."""
+
+    def pause(self, container_id: str) -> None:
+        """Freeze it."""
+
+    def resume(self, container_id: str) -> None:
+        """Thaw it."""
+
+    def update(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Change its limits."""
+
+    def stats(self, container_id: str) -> dict[str, Any]:
+        """Its usage, in the shape of ``runc events --stats``'s ``data``."""
+
+    def oom_kills(self, container_id: str) -> int:
+        """How many of its processes the kernel has killed for want of memory; 0 where nobody can tell."""
+
+    def status(self, container_id: str) -> str:
+        """``created``, ``running``, ``paused`` or ``stopped``. Raises ``NotFound``."""
+
+
+class _translated:
+    """Context: a runtime failure becomes the error of the taxonomy, ``prefix`` before its message."""
+
+    __slots__ = ("_prefix",)
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, runc_errors.RuntimeFailure):
+            for theirs, ours in _KINDS:
+                if isinstance(error, theirs):
+                    raise ours(f"{self._prefix}{error}") from error
+            raise errors.GantryError(f"{self._prefix}{error}") from error
+        if isinstance(error, OSError):
+            raise errors.GantryError(f"{self._prefix}{error}") from error
+
+
+class InProcess:
+    """``runc_py`` in this process: nothing is started but the container."""
+
+    def __init__(self, root: str, cgroup_driver: str) -> None:
+        self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
+
+    def create(self, request: CreateRequest) -> Launched:
+        mounts = [RootfsMount(m["type"], m["source"], tuple(m["options"])) for m in request.rootfs]
+        with _translated("OCI runtime create failed: "):
+            return self._runtime.create(
+                request.container_id,
+                request.bundle,
+                stdio=request.stdio,
+                rootfs=mounts,
+                no_pivot=request.no_pivot,
+                no_new_keyring=request.no_new_keyring,
+            )
+
+    def start(self, container_id: str) -> None:
+        with _translated("OCI runtime start failed: "):
+            self._runtime.start(container_id)
+
+    def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
+        with _translated("OCI runtime exec failed: "):
+            return self._runtime.exec(container_id, process, stdio=stdio)
+
+    def kill(self, container_id: str, signal: int, everyone: bool) -> None:
+        with _translated():
+            self._runtime.kill(container_id, signal, all=everyone)
+
+    def delete(self, container_id: str) -> None:
+        with _translated():
+            self._runtime.delete(container_id, force=True)
+
+    def pids(self, container_id: str) -> Sequence[int]:
+        with _translated():
+            return self._runtime.pids(container_id)
+
+    def pause(self, container_id: str) -> None:
+        with _translated():
+            self._runtime.pause(container_id)
+
+    def resume(self, container_id: str) -> None:
+        with _translated():
+            self._runtime.resume(container_id)
+
+    def update(self, container_id: str, resources: dict[str, Any]) -> None:
+        with _translated():
+            self._runtime.update(container_id, resources)
+
+    def stats(self, container_id: str) -> dict[str, Any]:
+        with _translated():
+            return self._runtime.stats(container_id)
+
+    def oom_kills(self, container_id: str) -> int:
+        return 0
+
+    def status(self, container_id: str) -> str:
+        with _translated():
+            return str(self._runtime.state(container_id)["status"])
+
+
+def default_root(address: str, namespace: str) -> str:
+    """Where runtimes keep their state when nothing else is asked for: beside containerd's socket."""
+    state = os.path.dirname(address) if address.startswith("/") else "/run/containerd"
+    return f"{state}/runc/{namespace}"
+
+
+def no_options() -> Values:
+    """containerd.runc.v1.Options with nothing set."""
+    return RUNC_OPTIONS.decode(b"")
+
+
+def runtime_for(options: Values, address: str, namespace: str, bundle: str, scratch: str) -> TaskRuntime:
+    """The runtime that ``options`` (containerd.runc.v1.Options) names; ``scratch`` is a directory with a short path."""
+    root = options["root"]
+    root = f"{root}/{namespace}" if root else default_root(address, namespace)
+    systemd = bool(options["systemd_cgroup"])
+    with contextlib.suppress(FileExistsError):
+        os.makedirs(root, mode=0o711)
+    if os.path.basename(options["binary_name"]) in OWN_NAMES:
+        return InProcess(root, "systemd" if systemd else "cgroupfs")
+    from shim.commandline import CommandLine
+
+    return CommandLine(options["binary_name"], root, systemd, bundle, scratch)

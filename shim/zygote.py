@@ -1,0 +1,229 @@
+"""The zygote: a warm interpreter that shims are forked from.
+
+Rule: everything a shim needs is imported here, once, before the first fork; there are never threads. It runs from a
+sealed memfd copy of the interpreter, so a container that gets hold of ``/proc/<pid>/exe`` of a shim or of a runtime
+process finds nothing it could write to (CVE-2019-5736). Wire: "Zygote" in docs/internals.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from collections import OrderedDict
+from typing import Any, NoReturn
+
+from oci.version import __version__
+from protos import fdpass
+from shim import sealed
+
+_KNOWN_ORPHANS = 4096
+
+
+class Zygote:
+    """The server: forks shims, reaps orphans and remembers how they ended."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._peers: dict[int, socket.socket] = {}
+        self._poll = select.epoll()
+        self._poll.register(listener.fileno(), select.EPOLLIN)
+        self._statuses: OrderedDict[int, int] = OrderedDict()
+        self._running = True
+
+    def run(self) -> None:
+        """Serve until ``shutdown``."""
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self._poll.register(wake_read, select.EPOLLIN)
+        self._wakeup = (wake_read, wake_write)
+        self._reap()
+        while self._running:
+            for descriptor, _ in self._poll.poll():
+                if descriptor == self._listener.fileno():
+                    self._accept()
+                elif descriptor == wake_read:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(wake_read, 4096)
+                    self._reap()
+                else:
+                    self._serve(descriptor)
+
+    def _reap(self) -> None:
+        """Collect every dead child; the statuses of the last few thousand are kept for ``reaped``."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._statuses[pid] = status
+            if len(self._statuses) > _KNOWN_ORPHANS:
+                self._statuses.popitem(last=False)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            peer, _ = self._listener.accept()
+            peer.settimeout(5.0)
+            self._peers[peer.fileno()] = peer
+            self._poll.register(peer.fileno(), select.EPOLLIN)
+
+    def _serve(self, descriptor: int) -> None:
+        peer = self._peers[descriptor]
+        try:
+            packet = fdpass.receive(peer)
+            if packet is not None:
+                fdpass.close_all(packet[1])
+                fdpass.send(peer, self._answer(packet[0]))
+                return
+        except fdpass.PeerError as error:
+            with contextlib.suppress(OSError):
+                fdpass.send(peer, {"error": str(error)})
+                return
+        except OSError:
+            pass  # the peer is gone: the same as its end of file
+        self._poll.unregister(descriptor)
+        del self._peers[descriptor]
+        peer.close()
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        operation = request.get("op")
+        if operation == "ping":
+            return {"pid": os.getpid(), "version": __version__}
+        if operation in ("start", "restore"):
+            try:
+                return self._start(request, restore=operation == "restore")
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                return {"error": f"cannot {operation} a shim for {request.get('id')!r}: {error!r}"}
+        if operation == "reaped":
+            self._reap()
+            return {"status": self._statuses.get(request.get("pid", 0))}
+        if operation == "shutdown":
+            self._running = False
+            return {}
+        return {"error": f"bad request: no such operation {operation!r}"}
+
+    def _start(self, request: dict[str, Any], *, restore: bool) -> dict[str, Any]:
+        from shim import main as shim_main
+
+        config = shim_main.ShimConfig(
+            namespace=str(request["namespace"]),
+            container_id=str(request["id"]),
+            bundle=str(request["bundle"]),
+            address=str(request.get("address", "")),
+            ttrpc_address=str(request.get("ttrpc_address", "")),
+            keeper=str(request.get("keeper", "")),
+            zygote=self._listener.getsockname(),
+            socket=str(request["socket"]),
+            debug=bool(request.get("debug", False)),
+        )
+        listener = shim_main.listen(config.socket)
+        pid = os.fork()
+        if pid == 0:
+            self._be_shim(config, listener, restore)
+        listener.close()
+        # A pid that is used again belongs to somebody else now.
+        self._statuses.pop(pid, None)
+        return {"pid": pid, "address": f"unix://{config.socket}"}
+
+    def _be_shim(self, config: Any, listener: socket.socket, restore: bool) -> NoReturn:
+        """The forked side: let go of all that is the zygote's, then be a shim."""
+        code = 1
+        try:
+            from shim import main as shim_main
+
+            signal.set_wakeup_fd(-1)
+            os.setsid()
+            for peer in self._peers.values():
+                peer.close()
+            self._listener.close()
+            self._poll.close()
+            for descriptor in self._wakeup:
+                os.close(descriptor)
+            code = shim_main.serve(config, listener, restore=restore)
+        except BaseException as error:
+            from shim.loop import report
+
+            report("the shim ended", error)
+        finally:
+            os._exit(code)
+
+
+def preload() -> None:
+    """Import all that a shim and its runtime use, so that no shim imports anything after its fork."""
+    import runc_py.runtime
+    import shim.main
+    import shim.restore  # noqa: F401 -- imported for its effect: warm modules
+
+    preload_runtime = getattr(runc_py.runtime, "preload", None)
+    if preload_runtime is not None:
+        preload_runtime()
+
+
+def _ensure_keeper(path: str) -> None:
+    """Fork a keeper that listens on ``path``, unless one answers there; before the heavy imports, so it is tiny."""
+    from shim import keeper
+    from shim.prctl import set_name
+
+    try:
+        listener = keeper.listen(path)
+    except FileExistsError:
+        return
+    if os.fork() == 0:
+        code = 1
+        try:
+            os.setsid()
+            set_name("gantry-keeper")
+            keeper.serve(listener)
+            code = 0
+        finally:
+            os._exit(code)
+    listener.close()
+
+
+def _arguments() -> dict[str, str]:
+    """``--socket`` and ``--keeper``; an unknown flag ends the process with a usage line."""
+    arguments = sys.argv[1:]
+    options = dict(zip(arguments[::2], arguments[1::2], strict=False))
+    if len(arguments) % 2 or "--socket" not in options or set(options) - {"--socket", "--keeper"}:
+        sys.stderr.write("usage: python -m shim.zygote --socket PATH [--keeper PATH]\n")
+        sys.exit(2)
+    return options
+
+
+def main() -> int:
+    """``python -m shim.zygote --socket PATH [--keeper PATH]``; with ``--keeper`` it also sees to a keeper there."""
+    options = _arguments()
+    sealed.execute("shim.zygote", sys.argv[1:])
+    from shim import keeper, prctl
+
+    try:
+        if "--keeper" in options:
+            _ensure_keeper(options["--keeper"])
+        listener = keeper.listen(options["--socket"])
+    except OSError as error:
+        sys.stderr.write(f"zygote: cannot listen: {error}\n")
+        return 1
+    prctl.set_name("gantry-zygote")
+    prctl.become_subreaper()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    preload()
+    gc.collect()
+    gc.freeze()
+    path = options["--socket"]
+    listener.setblocking(False)
+    Zygote(listener).run()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
