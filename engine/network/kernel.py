@@ -36,7 +36,10 @@ class BridgePlan:
 
 @dataclass(frozen=True, slots=True)
 class PlugPlan:
-    """One interface of a container; ``gateway`` is None where it gives no default route."""
+    """One interface of a container; ``gateway`` is None where it gives no default route.
+
+    ``isolated`` keeps it from its neighbours; ``hairpin`` is for containers that publish ports.
+    """
 
     bridge: BridgePlan
     veth: str
@@ -45,6 +48,7 @@ class PlugPlan:
     mac: bytes
     gateway: IPv4Address | None
     isolated: bool
+    hairpin: bool
 
 
 class HostKernel:
@@ -54,7 +58,7 @@ class HostKernel:
         self._options = options
         self._route: Netlink | None = None
         self._firewall: Firewall | None = None
-        self._bridges: dict[str, int] = {}
+        self._bridges: dict[str, rtnl.Link] = {}
         self._rules: tuple[BridgeRules, ...] | None = None
 
     @property
@@ -82,11 +86,11 @@ class HostKernel:
         routed = [network for network, index in rtnl.route_networks(self.route) if index not in mine]
         return routed + [a.network for a, index in rtnl.addresses(self.route) if index not in mine]
 
-    def ensure_bridge(self, plan: BridgePlan) -> int:
-        """Index of the bridge, made and addressed if it was not there."""
-        index = self._bridges.get(plan.name)
-        if index is not None:
-            return index
+    def ensure_bridge(self, plan: BridgePlan) -> rtnl.Link:
+        """The bridge, made and addressed if it was not there."""
+        known = self._bridges.get(plan.name)
+        if known is not None:
+            return known
         link = rtnl.find_link(self.route, plan.name)
         if link is None:
             self.route.request(rtnl.new_bridge(plan.name, mac_bytes(mac_of(plan.address.ip)), plan.mtu))
@@ -100,8 +104,8 @@ class HostKernel:
         self._sysctl(f"net/ipv4/conf/{plan.name}/route_localnet", "1")
         if self._options.ip_forward:
             self._sysctl("net/ipv4/ip_forward", "1")
-        self._bridges[plan.name] = link.index
-        return link.index
+        self._bridges[plan.name] = link
+        return link
 
     def _sysctl(self, name: str, value: str) -> None:
         path = f"/proc/sys/{name}"
@@ -117,10 +121,12 @@ class HostKernel:
                 f"cannot set {key} to {value}: {error.strerror}", hint=f"run: sysctl -w {key}={value}"
             ) from error
 
-    def remove_bridge(self, name: str) -> None:
-        """Delete a bridge. Idempotent."""
-        self._bridges.pop(name, None)
-        self.delete_links([name])
+    def remove_bridge(self, plan: BridgePlan) -> None:
+        """Delete a bridge that we made: one with the hardware address we give ours. Idempotent."""
+        self._bridges.pop(plan.name, None)
+        link = rtnl.find_link(self.route, plan.name)
+        if link is not None and link.kind == "bridge" and link.address == mac_bytes(mac_of(plan.address.ip)):
+            self.delete_links([plan.name])
 
     def apply_rules(self, rules: Sequence[BridgeRules], ports: Iterable[PortRule], *, force: bool = False) -> None:
         """Make the firewall hold ``rules`` (and ``ports``); does nothing if the networks have not changed."""
@@ -149,12 +155,11 @@ class HostKernel:
         own = inside is None
         socket = inside if inside is not None else netns.route_socket(pin)
         try:
-            self._make_pair(plan, pin)
+            gateway_mac = self._make_pair(plan, pin)
             link = rtnl.find_link(socket, plan.device)
             if link is None:
                 raise Internal(f"interface {plan.device} did not appear in the namespace {pin}")
             setup: list[Message] = [rtnl.new_address(link.index, plan.address), rtnl.set_up(link.index)]
-            gateway_mac = mac_bytes(mac_of(plan.bridge.address.ip))
             setup.append(rtnl.neighbour(plan.bridge.address.ip, gateway_mac, link.index))
             if plan.gateway is not None:
                 setup.append(rtnl.default_route(plan.gateway, link.index))
@@ -163,18 +168,21 @@ class HostKernel:
             if own:
                 socket.close()
 
-    def _make_pair(self, plan: PlugPlan, pin: str) -> None:
+    def _make_pair(self, plan: PlugPlan, pin: str) -> bytes:
+        """Make the veth pair; the bridge's hardware address."""
         descriptor = os.open(pin, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for attempt in (1, 2):
+            attempt = 0
+            while True:
+                attempt += 1
                 master = self.ensure_bridge(plan.bridge)
-                pair = rtnl.new_veth(plan.veth, master, plan.bridge.mtu, plan.device, plan.mac, descriptor)
-                messages = [pair, rtnl.neighbour(plan.address.ip, plan.mac, master)]
-                if plan.isolated:
-                    messages.append(rtnl.isolate_port(plan.veth))
+                pair = rtnl.new_veth(plan.veth, master.index, plan.bridge.mtu, plan.device, plan.mac, descriptor)
+                messages = [pair, rtnl.neighbour(plan.address.ip, plan.mac, master.index)]
+                if plan.hairpin or plan.isolated:
+                    messages.append(rtnl.bridge_port(plan.veth, hairpin=plan.hairpin, isolated=plan.isolated))
                 try:
                     self.route.request(*messages)
-                    return
+                    return master.address
                 except NetlinkError as error:
                     # Somebody deleted the bridge behind our back: its index is no longer valid.
                     if attempt == 2 or error.errno not in (errno.ENODEV, errno.EINVAL):

@@ -77,7 +77,7 @@ def check(registry: NetworkRegistry, request: SandboxRequest, attachments: Attac
 
 def check_config(network: Network, config: Mapping[str, Any]) -> None:
     """Raise ``InvalidArgument`` for endpoint settings that this network cannot give."""
-    address = _fixed_address(config)
+    address = fixed_address(config)
     if address is not None and network.default_bridge:
         raise InvalidArgument(
             "invalid config for network bridge: invalid endpoint settings: "
@@ -101,7 +101,8 @@ def _mac(text: str) -> str:
         raise InvalidArgument(f"invalid MAC address {text}: {error}") from None
 
 
-def _fixed_address(config: Mapping[str, Any]) -> IPv4Address | None:
+def fixed_address(config: Mapping[str, Any]) -> IPv4Address | None:
+    """The address that endpoint settings ask for."""
     text = (config.get("IPAMConfig") or {}).get("IPv4Address")
     return parse_address(text, "IPv4 address") if text else None
 
@@ -121,7 +122,7 @@ def make_endpoint(
     identifier = secrets.token_hex(32)
     if not network.bridge:
         return Endpoint(id=identifier, network_id=network.id, network=network.name, config=config)
-    address = registry.pool(network).allocate(_fixed_address(config))
+    address = registry.pool(network).allocate(fixed_address(config))
     try:
         given = config.get("MacAddress") or mac_address
         mac = _mac(given) if given else mac_of(address)
@@ -192,6 +193,7 @@ def plug_plan(registry: NetworkRegistry, endpoint: Endpoint, gateway: Network | 
         mac=mac_bytes(endpoint.mac),
         gateway=network.gateway if gateway is not None and gateway.id == network.id else None,
         isolated=not network.icc,
+        hairpin=bool(endpoint.ports),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from ipaddress import IPv4Address
 from typing import Any
 
 import structlog
@@ -38,17 +39,25 @@ class Reaper:
         self._run = run
         self._release = release
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: dict[str, Endpoint] = {}
 
     def add(self, endpoints: Iterable[Endpoint]) -> None:
         """Free the addresses of ``endpoints`` when their interfaces are gone; returns at once."""
-        waiting = {}
-        for endpoint in endpoints:
-            if endpoint.veth:
-                waiting[endpoint.veth] = endpoint
+        waiting = {endpoint.veth: endpoint for endpoint in endpoints if endpoint.veth}
+        self._leaving.update(waiting)
         if waiting:
             task = asyncio.create_task(self._wait(waiting))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def hurry(self, network_id: str, address: IPv4Address | None) -> None:
+        """Free ``address`` now if it waits for its interface to go. Raises ``NetlinkError``."""
+        if address is None:
+            return
+        for endpoint in tuple(self._leaving.values()):
+            if endpoint.network_id == network_id and endpoint.address == str(address):
+                await self.delete((endpoint.veth,))
+                self._free({endpoint.veth: endpoint}, set())
 
     async def drain(self) -> None:
         """Wait until all are gone."""
@@ -71,7 +80,9 @@ class Reaper:
     def _free(self, waiting: dict[str, Endpoint], present: set[str]) -> None:
         for veth in [name for name in waiting if name not in present]:
             endpoint = waiting.pop(veth)
-            self._release(endpoint.network_id, endpoint.address)
+            # Freed in a hurry before, its address may be somebody else's by now.
+            if self._leaving.pop(veth, None) is not None:
+                self._release(endpoint.network_id, endpoint.address)
 
     async def delete(self, names: Iterable[str]) -> None:
         """Delete interfaces on a thread of their own. Idempotent; raises ``NetlinkError``."""

@@ -27,17 +27,17 @@ from engine.network.netlink import (
     u32,
 )
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
-IFLA_PROTINFO, IFLA_LINKINFO, IFLA_IFALIAS, IFLA_NET_NS_FD = 12, 18, 20, 28
-IFLA_INFO_KIND, IFLA_INFO_DATA = 1, 2
+IFLA_LINKINFO, IFLA_NET_NS_FD = 18, 28
+IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE = 1, 5
-IFLA_BRPORT_ISOLATED = 33
+IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
@@ -90,20 +90,20 @@ def new_veth(name: str, master: int, mtu: int, peer: str, peer_mac: bytes, peer_
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + u32(IFLA_MASTER, master) + info)
 
 
-def isolate_port(name: str) -> Message:
-    """Make bridge port ``name`` unable to reach other isolated ports: "no inter-container communication"."""
-    port = nested(IFLA_PROTINFO, attribute(IFLA_BRPORT_ISOLATED, b"\1"))
-    return message(RTM_SETLINK, 0, _ifinfo(family=socket.AF_BRIDGE) + text(IFLA_IFNAME, name) + port)
+def bridge_port(name: str, *, hairpin: bool, isolated: bool) -> Message:
+    """Flags of bridge port ``name``.
+
+    ``hairpin`` lets a frame leave by the port it came in by: with br_netfilter a container's connection to its own
+    published port is translated and bridged, not routed. ``isolated`` ports cannot reach each other.
+    """
+    flags = attribute(IFLA_BRPORT_MODE, bytes([hairpin])) + attribute(IFLA_BRPORT_ISOLATED, bytes([isolated]))
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), nested(IFLA_INFO_SLAVE_DATA, flags))
+    return message(RTM_NEWLINK, 0, _ifinfo() + text(IFLA_IFNAME, name) + info)
 
 
 def set_up(index: int) -> Message:
     """Bring an interface up."""
     return message(RTM_NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP))
-
-
-def set_mtu(index: int, mtu: int) -> Message:
-    """Set an interface's MTU."""
-    return message(RTM_NEWLINK, 0, _ifinfo(index) + u32(IFLA_MTU, mtu))
 
 
 def delete_link(name: str) -> Message:

@@ -203,8 +203,8 @@ class NetworkService:
         await self.reaper.drain()
         bridges = [n.bridge for n in self.registry.bridges()]
         await self.reaper.delete(await self.run(self.kernel.stray_veths, bridges, ()))
-        for name in bridges:
-            await self.run(self.kernel.remove_bridge, name)
+        for network in self.registry.bridges():
+            await self.run(self.kernel.remove_bridge, self.registry.bridge_plan(network))
         await self.run(self.kernel.remove_table)
         self._host_ready = False
 
@@ -286,6 +286,9 @@ class NetworkService:
         if container_id in self._sandboxes:
             return self._files(self._sandboxes[container_id])
         networks = self.wanted(request)
+        for network, config in networks:
+            # A restarted container wants its own address back while its last interface may still be on its way out.
+            await self.reaper.hurry(network.id, planning.fixed_address(config))
         sandbox = planning.make_sandbox(self.registry, self.ports, request, networks)
         sandbox = msgspec.structs.replace(sandbox, shared_with=planning.shared_with(request))
         self.keep(sandbox)
@@ -453,9 +456,10 @@ class NetworkService:
         """The bridge first, then the record: a kill in between leaves a network that is made again."""
         rules = [n.rules() for n in self.registry.bridges() if n.id != network.id]
         ports = self._port_rules(self._sandboxes.values())
+        plan = self.registry.bridge_plan(network)
 
         def work() -> None:
-            self.kernel.remove_bridge(network.bridge)
+            self.kernel.remove_bridge(plan)
             self.kernel.apply_rules(rules, ports, force=True)
 
         try:
