@@ -36,7 +36,8 @@ class CapabilitySets:
         self.effective = mask(spec.get("effective")) & usable
         self.permitted = mask(spec.get("permitted")) & usable
         self.inheritable = mask(spec.get("inheritable")) & usable
-        self.ambient = mask(spec.get("ambient")) & usable
+        # The kernel wants ambient ones permitted and inheritable; runc, too, goes on without the others.
+        self.ambient = mask(spec.get("ambient")) & self.permitted & self.inheritable
 
 
 def mask(names: list[str] | None) -> int:

@@ -23,6 +23,7 @@ def detach(name: str, stdio: tuple[int, int, int] | None, keep: Iterable[int], p
     """Cut the child off from the process it was cloned from."""
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.set_process_name(name)
+    os.umask(0o022)
     gc.disable()
     sys.path.clear()
     sys.meta_path.clear()

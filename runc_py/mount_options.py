@@ -73,7 +73,6 @@ class MountOptions(NamedTuple):
     data: tuple[str, ...]
     copy_up: bool
     idmap: bool
-    idmap_recursive: bool
 
     @property
     def read_only(self) -> bool:
@@ -110,13 +109,18 @@ def parse_options(options: list[str] | tuple[str, ...]) -> MountOptions:
         tuple(data),
         "tmpcopyup" in words,
         bool(words & {"idmap", "ridmap"}),
-        "ridmap" in words,
     )
 
 
 def _merge(bits: list[int], change: tuple[int, int]) -> None:
     bits[0] = bits[0] & ~change[1] | change[0]
     bits[1] = bits[1] & ~change[0] | change[1]
+
+
+def known_options() -> list[str]:
+    """Every option that is not left to the filesystem."""
+    words = {"bind", "rbind", "tmpcopyup"} | _SUPERBLOCK | _IGNORED
+    return sorted(words | _PROPAGATION.keys() | _ATTRIBUTES.keys() | {f"r{name}" for name in _ATTRIBUTES})
 
 
 def classic_flags(options: tuple[str, ...]) -> tuple[int, str]:

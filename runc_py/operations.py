@@ -109,7 +109,6 @@ class BindMount(NamedTuple):
     source: str
     destination: str
     options: MountOptions
-    userns: int = -1
 
     def describe(self) -> str:
         return f"bind {self.source} on {self.destination}"
@@ -120,8 +119,6 @@ class BindMount(NamedTuple):
         make = root.make_directory if is_directory(mount) else root.make_file
         target = make(self.destination, 0o755)
         _refuse_in_proc(target, mount, self.destination)
-        if self.userns >= 0:
-            _map_owners(mount, self.userns, recursive=self.options.idmap_recursive, source=self.source)
         _apply_attributes(mount, self.options)
         _attach(mount, target, self.destination)
 
@@ -378,13 +375,6 @@ def _host_null() -> int:
         os.close(null)
         raise RuntimeFailure("/dev/null of the host is not the null device")
     return null
-
-
-def _map_owners(mount: int, userns: int, *, recursive: bool, source: str) -> None:
-    try:
-        syscalls.mount_setattr(mount, set_=syscalls.MOUNT_ATTR_IDMAP, userns=userns, recursive=recursive)
-    except OSError as error:
-        raise RuntimeFailure(f"cannot map the owners of {source}: {error.strerror}") from error
 
 
 def _copy_tree(source: int, mount: int) -> None:

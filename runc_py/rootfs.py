@@ -11,7 +11,7 @@ import posixpath
 from typing import TYPE_CHECKING, Any
 
 from runc_py import operations, syscalls
-from runc_py.errors import RuntimeFailure
+from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.mount_options import classic_flags, parse_options
 from runc_py.paths import Root
 from runc_py.spec import Spec
@@ -94,6 +94,8 @@ def _mount_operation(
     kind = entry.get("type") or "none"
     options = parse_options(entry.get("options") or ())
     destination = "/" + entry["destination"].lstrip("/")
+    if options.idmap or entry.get("uidMappings") or entry.get("gidMappings"):
+        raise InvalidSpec(f"mounts: {destination}: id-mapped mounts are not supported by this runtime")
     if options.bind or kind == "bind":
         source = os.path.join(bundle, entry.get("source") or "")
         return operations.BindMount(source, destination, options)

@@ -1,0 +1,426 @@
+"""The commands of ``runc-py``: options in, calls of ``Runtime``, output.
+
+Rule: one function a command, named after it; what more than one needs is in ``foreground`` and below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from runc_py.errors import InvalidSpec, InvalidState, NotBuilt, RuntimeFailure
+
+if TYPE_CHECKING:
+    from runc_py.main import Context
+    from runc_py.runtime import Launched
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"runc-py {name}", description=description, allow_abbrev=False)
+
+
+def _add_process_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--console-socket", default="", help="AF_UNIX socket that receives the terminal's master")
+    parser.add_argument("--pidfd-socket", default="", help="AF_UNIX socket that receives the process's pidfd")
+    parser.add_argument("--pid-file", default="", help="file to write the process id to")
+    parser.add_argument("--preserve-fds", type=int, default=0, metavar="N", help="pass N descriptors from 3 on")
+
+
+def _add_create_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-b", "--bundle", default=".", help="bundle directory (default: the current one)")
+    parser.add_argument("-f", "--config", default="", help="config file other than the bundle's config.json")
+    parser.add_argument("--no-pivot", action="store_true", help="move the root mount instead of pivot_root")
+    parser.add_argument("--no-new-keyring", action="store_true", help="keep the caller's session keyring")
+    _add_process_options(parser)
+    parser.add_argument("id", metavar="CONTAINER")
+
+
+def command_create(context: Context, arguments: list[str]) -> int:
+    """Make a container that waits for ``start``."""
+    parser = _parser("create", "create a container")
+    _add_create_options(parser)
+    options = parser.parse_args(arguments)
+    spec = _spec_of(options)
+    terminal = _check_console(spec["process"], options.console_socket, detach=True)
+    launched = _create(context, options, spec)
+    _hand_over(context, options, launched, terminal=terminal)
+    return 0
+
+
+def command_run(context: Context, arguments: list[str]) -> int:
+    """Create, start, wait and delete."""
+    parser = _parser("run", "create and run a container")
+    parser.add_argument("-d", "--detach", action="store_true", help="do not wait for the container")
+    parser.add_argument("--keep", action="store_true", help="do not delete the container after it exits")
+    parser.add_argument("--no-subreaper", action="store_true", help="do not adopt the container's orphans")
+    _add_create_options(parser)
+    options = parser.parse_args(arguments)
+    spec = _spec_of(options)
+    terminal = _check_console(spec["process"], options.console_socket, detach=options.detach)
+    launched = _create(context, options, spec)
+    runtime = context.runtime()
+    try:
+        _hand_over(context, options, launched, terminal=terminal)
+        from runc_py import foreground
+
+        if not options.detach:
+            foreground.forward_signals(launched)
+        runtime.start(options.id)
+        if options.detach:
+            return 0
+        status = foreground.wait(launched)
+    except BaseException:
+        runtime.delete(options.id, force=True)
+        raise
+    if not options.keep:
+        runtime.delete(options.id, force=True)
+    return status
+
+
+def _spec_of(options: argparse.Namespace) -> dict[str, Any]:
+    from runc_py import spec as specs
+
+    directory, name = os.path.split(os.path.abspath(options.config)) if options.config else (options.bundle, "")
+    spec = specs.load_spec(directory, name or "config.json")
+    if not spec.get("process"):
+        raise InvalidSpec("process: must be there to create a container")
+    return spec
+
+
+def _create(context: Context, options: argparse.Namespace, spec: dict[str, Any]) -> Launched:
+    if context.debug:
+        _log_plan(context, spec, options.bundle)
+    return context.runtime().create(
+        options.id,
+        options.bundle,
+        no_pivot=options.no_pivot,
+        no_new_keyring=options.no_new_keyring,
+        preserve_fds=options.preserve_fds,
+        spec=spec,
+    )
+
+
+def _log_plan(context: Context, spec: dict[str, Any], bundle: str) -> None:
+    from runc_py.cgroups import ContainerMounts
+    from runc_py.rootfs import plan_rootfs
+
+    plan = plan_rootfs(spec, os.path.abspath(bundle), ContainerMounts((), ()), False)
+    for operation in (*plan.setup, *plan.finish):
+        context.report("debug", operation.describe())
+
+
+def _check_console(process: dict[str, Any], console_socket: str, *, detach: bool) -> bool:
+    terminal = bool(process.get("terminal"))
+    if detach and terminal and not console_socket:
+        raise InvalidState("cannot allocate tty if runc-py will detach without setting console socket")
+    if console_socket and not (detach and terminal):
+        raise InvalidState("cannot use console socket if runc-py will not detach or allocate tty")
+    return terminal
+
+
+def _hand_over(context: Context, options: argparse.Namespace, launched: Launched, *, terminal: bool) -> None:
+    """Give pid, pidfd and terminal to those who asked for them; end the process when that fails."""
+    try:
+        if terminal and options.console_socket and launched.console is not None:
+            _send_descriptor(options.console_socket, launched.console, b"/dev/ptmx")
+        if options.pidfd_socket:
+            _send_descriptor(options.pidfd_socket, launched.pidfd, b"pidfd")
+        if options.pid_file:
+            _write_pid_file(options.pid_file, launched.pid)
+    except OSError as error:
+        if context.command == "exec":
+            os.kill(launched.pid, 9)
+        else:
+            context.runtime().delete(options.id, force=True)
+        raise RuntimeFailure(f"cannot hand over the process: {error}") from error
+
+
+def _send_descriptor(path: str, fd: int, name: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+        peer.connect(path)
+        socket.send_fds(peer, [name], [fd])
+
+
+def _write_pid_file(path: str, pid: int) -> None:
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = f"{directory}/.{name}"
+    with open(temporary, "w", encoding="ascii") as file:
+        file.write(str(pid))
+    os.rename(temporary, path)
+
+
+def command_start(context: Context, arguments: list[str]) -> int:
+    """Start a created container."""
+    parser = _parser("start", "execute the program of a created container")
+    parser.add_argument("id", metavar="CONTAINER")
+    context.runtime().start(parser.parse_args(arguments).id)
+    return 0
+
+
+def command_exec(context: Context, arguments: list[str]) -> int:
+    """Run another process in a container."""
+    parser = _parser("exec", "execute a new process in a running container")
+    parser.add_argument("--cwd", default="", help="working directory")
+    parser.add_argument("-e", "--env", action="append", default=[], help="NAME=VALUE, may be repeated")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    parser.add_argument("-u", "--user", default="", help="UID[:GID]")
+    parser.add_argument("-g", "--additional-gids", action="append", type=int, default=[])
+    parser.add_argument("-p", "--process", default="", help="file with an OCI process object")
+    parser.add_argument("-d", "--detach", action="store_true")
+    parser.add_argument("--process-label", default="")
+    parser.add_argument("--apparmor", default="")
+    parser.add_argument("--no-new-privs", action="store_true")
+    parser.add_argument("-c", "--cap", action="append", default=[])
+    parser.add_argument("--cgroup", default="")
+    parser.add_argument("--ignore-paused", action="store_true")
+    _add_process_options(parser)
+    parser.add_argument("id", metavar="CONTAINER")
+    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="COMMAND")
+    options = parser.parse_args(arguments)
+    runtime = context.runtime()
+    process = _process_of(options, runtime.root)
+    terminal = _check_console(process, options.console_socket, detach=options.detach)
+    launched = runtime.exec(
+        options.id,
+        process,
+        preserve_fds=options.preserve_fds,
+        ignore_paused=options.ignore_paused,
+        cgroup=options.cgroup,
+    )
+    _hand_over(context, options, launched, terminal=terminal)
+    if options.detach:
+        return 0
+    from runc_py import foreground
+
+    foreground.forward_signals(launched)
+    return foreground.wait(launched)
+
+
+def _process_of(options: argparse.Namespace, root: str) -> dict[str, Any]:
+    """The process object: a file's, or the container's own with what the options change."""
+    if options.process:
+        try:
+            with open(options.process, "rb") as file:
+                loaded: dict[str, Any] = json.load(file)
+        except (OSError, ValueError) as error:
+            raise InvalidSpec(f"cannot read {options.process}: {error}") from error
+        return loaded
+    if options.args[:1] == ["--"]:
+        options.args.pop(0)
+    if not options.args:
+        raise InvalidSpec("process args cannot be empty")
+    from runc_py import state
+
+    process: dict[str, Any] = dict(state.load(root, options.id).process)
+    process.update(args=options.args, terminal=options.tty, env=[*(process.get("env") or []), *options.env])
+    process.pop("consoleSize", None)
+    for key, value in (
+        ("cwd", options.cwd),
+        ("apparmorProfile", options.apparmor),
+        ("selinuxLabel", options.process_label),
+    ):
+        if value:
+            process[key] = value
+    if options.no_new_privs:
+        process["noNewPrivileges"] = True
+    if options.cap:
+        sets = dict(process.get("capabilities") or {})
+        for name in ("bounding", "effective", "permitted"):
+            sets[name] = [*(sets.get(name) or []), *options.cap]
+        process["capabilities"] = sets
+    if options.user or options.additional_gids:
+        process["user"] = _user_of(options, process.get("user") or {})
+    return process
+
+
+def _user_of(options: argparse.Namespace, own: dict[str, Any]) -> dict[str, Any]:
+    user = dict(own)
+    if options.user:
+        uid, separator, gid = options.user.partition(":")
+        # Digits only: a number parser that is more generous has turned odd strings into root (CVE-2026-30892).
+        if not _is_number(uid) or (separator and not _is_number(gid)):
+            raise InvalidSpec(f'--user "{options.user}": must be UID or UID:GID, in digits')
+        user = {"uid": int(uid), "gid": int(gid) if separator else int(own.get("gid") or 0)}
+    if options.additional_gids:
+        user["additionalGids"] = [*(own.get("additionalGids") or []), *options.additional_gids]
+    return user
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def command_state(context: Context, arguments: list[str]) -> int:
+    """Print a container's state."""
+    parser = _parser("state", "print the state of a container as JSON")
+    parser.add_argument("id", metavar="CONTAINER")
+    _print_json(context.runtime().state(parser.parse_args(arguments).id))
+    return 0
+
+
+def command_kill(context: Context, arguments: list[str]) -> int:
+    """Send a signal."""
+    parser = _parser("kill", "send a signal (default: TERM) to a container's init")
+    parser.add_argument("-a", "--all", action="store_true", help="to every process of the container")
+    parser.add_argument("id", metavar="CONTAINER")
+    parser.add_argument("signal", nargs="?", default="TERM", metavar="SIGNAL")
+    options = parser.parse_args(arguments)
+    context.runtime().kill(options.id, parse_signal(options.signal), all=options.all)
+    return 0
+
+
+def parse_signal(text: str) -> int:
+    """A signal by number or by name, with or without ``SIG``."""
+    import signal
+
+    if _is_number(text):
+        return int(text)
+    name = text.upper().removeprefix("SIG")
+    number = getattr(signal, f"SIG{name}", None)
+    if not isinstance(number, signal.Signals):
+        raise InvalidSpec(f'unknown signal "{text}"')
+    return int(number)
+
+
+def command_delete(context: Context, arguments: list[str]) -> int:
+    """Remove a container."""
+    parser = _parser("delete", "delete a stopped container")
+    parser.add_argument("-f", "--force", action="store_true", help="kill it first when it runs")
+    parser.add_argument("id", metavar="CONTAINER")
+    options = parser.parse_args(arguments)
+    context.runtime().delete(options.id, force=options.force)
+    return 0
+
+
+def command_list(context: Context, arguments: list[str]) -> int:
+    """Print all containers."""
+    parser = _parser("list", "list containers")
+    parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only ids")
+    options = parser.parse_args(arguments)
+    containers = context.runtime().list()
+    if options.quiet:
+        sys.stdout.write("".join(f"{entry['id']}\n" for entry in containers))
+    elif options.format == "json":
+        sys.stdout.write(f"{json.dumps(containers)}\n")
+    else:
+        rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
+        rows += [tuple(str(entry[key.lower()]) for key in rows[0]) for entry in containers]  # type: ignore[misc] # six wide
+        _print_table(rows)
+    return 0
+
+
+def _print_table(rows: list[Any]) -> None:
+    widths = [max(12, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]))]
+    for row in rows:
+        sys.stdout.write("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+
+
+def command_ps(context: Context, arguments: list[str]) -> int:
+    """Print a container's processes."""
+    parser = _parser("ps", "list the processes of a container")
+    parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
+    parser.add_argument("id", metavar="CONTAINER")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="ps option")
+    options = parser.parse_args(arguments)
+    pids = list(context.runtime().pids(options.id))
+    if options.format == "json":
+        sys.stdout.write(f"{json.dumps(pids)}\n")
+        return 0
+    import subprocess
+
+    done = subprocess.run(["ps", *(options.options or ["-ef"])], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeFailure(f"ps failed: {done.stderr.strip()}")
+    lines = done.stdout.splitlines()
+    titles = lines[0].split()
+    if "PID" not in titles:
+        raise RuntimeFailure("couldn't find PID field in ps output")
+    column, wanted = titles.index("PID"), set(map(str, pids))
+    chosen = [line for line in lines[1:] if line.split()[column : column + 1] and line.split()[column] in wanted]
+    sys.stdout.write("".join(f"{line}\n" for line in [lines[0], *chosen]))
+    return 0
+
+
+def command_pause(context: Context, arguments: list[str]) -> int:
+    """Freeze a container."""
+    parser = _parser("pause", "suspend all processes of a container")
+    parser.add_argument("id", metavar="CONTAINER")
+    context.runtime().pause(parser.parse_args(arguments).id)
+    return 0
+
+
+def command_resume(context: Context, arguments: list[str]) -> int:
+    """Thaw a container."""
+    parser = _parser("resume", "resume a paused container")
+    parser.add_argument("id", metavar="CONTAINER")
+    context.runtime().resume(parser.parse_args(arguments).id)
+    return 0
+
+
+def command_update(context: Context, arguments: list[str]) -> int:
+    """Change a container's limits."""
+    from runc_py.update import resources_of, update_parser
+
+    options = update_parser().parse_args(arguments)
+    context.runtime().update(options.id, resources_of(options))
+    return 0
+
+
+def command_events(context: Context, arguments: list[str]) -> int:
+    """Print a container's statistics."""
+    parser = _parser("events", "print the statistics of a container")
+    parser.add_argument("--interval", default="5s", help="accepted; only --stats is built")
+    parser.add_argument("--stats", action="store_true", help="print them once")
+    parser.add_argument("id", metavar="CONTAINER")
+    options = parser.parse_args(arguments)
+    if not options.stats:
+        raise NotBuilt("events: the stream of events is not built; use --stats")
+    stats = context.runtime().stats(options.id)
+    sys.stdout.write(json.dumps({"type": "stats", "id": options.id, "data": stats}) + "\n")
+    return 0
+
+
+def command_spec(_context: Context, arguments: list[str]) -> int:
+    """Write a new config.json."""
+    from runc_py.template import default_spec
+
+    parser = _parser("spec", "write a new config.json")
+    parser.add_argument("-b", "--bundle", default=".", help="directory to write it to")
+    parser.add_argument("--rootless", action="store_true", help="for an ordinary user")
+    options = parser.parse_args(arguments)
+    path = os.path.join(options.bundle, "config.json")
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            json.dump(default_spec(rootless=options.rootless), file, indent="\t")
+            file.write("\n")
+    except FileExistsError:
+        raise InvalidState("file config.json exists. Remove it first") from None
+    return 0
+
+
+def command_features(_context: Context, arguments: list[str]) -> int:
+    """Print what this runtime can do."""
+    from runc_py.features import supported_features
+
+    _parser("features", "print the supported features as JSON").parse_args(arguments)
+    _print_json(supported_features())
+    return 0
+
+
+def command_checkpoint(_context: Context, _arguments: list[str]) -> int:
+    """Not built."""
+    raise NotBuilt("checkpoint: checkpoints (CRIU) are not built")
+
+
+def command_restore(_context: Context, _arguments: list[str]) -> int:
+    """Not built."""
+    raise NotBuilt("restore: checkpoints (CRIU) are not built")
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,99 @@
+"""Waiting for a container's process in the foreground: signals forwarded, its terminal joined to ours.
+
+Rule: the caller sees what it would see without the container: the same bytes, the same signals, the exit status (128 +
+n for a signal). Our terminal's settings are restored whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import struct
+import termios
+import tty
+from typing import TYPE_CHECKING
+
+from runc_py import console
+
+if TYPE_CHECKING:
+    from runc_py.runtime import Launched
+
+_TIOCGWINSZ = 0x5413
+_NOT_FORWARDED = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGWINCH, signal.SIGURG}
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
+
+
+def forward_signals(process: Launched) -> None:
+    """Pass on to ``process`` what this process is sent, and the size of our terminal when it changes."""
+
+    def forward(number: int, _frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process.pidfd, number)
+
+    for number in signal.valid_signals() - _NOT_FORWARDED - _FAULTS:
+        if number < 32:
+            signal.signal(number, forward)
+    if process.console is not None:
+        signal.signal(signal.SIGWINCH, lambda _number, _frame: copy_size(process.console))
+        copy_size(process.console)
+
+
+def copy_size(terminal: int | None) -> None:
+    """Give ``terminal`` the size of ours, if we have one."""
+    if terminal is None:
+        return
+    with contextlib.suppress(OSError):
+        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(0, _TIOCGWINSZ, b"\0" * 8))
+        console.resize(terminal, rows, columns)
+
+
+def wait(process: Launched) -> int:
+    """Relay the terminal, if there is one, until the process ends; its exit status as a shell gives it."""
+    if process.console is not None:
+        with _raw_terminal():
+            _relay(process.console, process.pidfd)
+    _, status = os.waitpid(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if code < 0 else code
+
+
+@contextlib.contextmanager
+def _raw_terminal():  # type: ignore[no-untyped-def] # Generator would be imported for an annotation alone
+    if not os.isatty(0):
+        yield
+        return
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _relay(terminal: int, pidfd: int) -> None:
+    poller = select.poll()
+    poller.register(terminal, select.POLLIN)
+    poller.register(pidfd, select.POLLIN)
+    poller.register(0, select.POLLIN)
+    while True:
+        ready = dict(poller.poll())
+        if 0 in ready and not _copy(0, terminal):
+            poller.unregister(0)
+        if terminal in ready and not _copy(terminal, 1):
+            return
+        if pidfd in ready and terminal not in ready:
+            return  # ended, and nothing more came from its terminal
+
+
+def _copy(source: int, target: int) -> bool:
+    try:
+        data = os.read(source, 65536)
+    except OSError:
+        return False  # EIO: the last user of the pty's other side is gone
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]
+    return bool(data)
