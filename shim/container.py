@@ -207,12 +207,15 @@ class Container:
         if process.io is not None:
             process.io.drain()
         self.bundle.write_exit(process.exec_id, record)
-        process.ended(record)
         if process is self.init:
             self._report_oom()
-            self.parking.drop()
-        else:
-            self.parking.drop(process.parked())
+        self.publish_exit(process, record)
+        parked = process.parked()
+        process.ended(record)
+        self.parking.drop(None if process is self.init else parked)
+
+    def publish_exit(self, process: Process, record: ExitRecord) -> None:
+        """Tell containerd that ``process`` has ended."""
         self._publisher.publish(
             messages.TASK_EXIT,
             {

@@ -78,6 +78,8 @@ def _restore_process(
         _close(mine)
         if exit_record is not None:
             process.ended(exit_record)
+            # The old shim may have been killed between the record and the event: better twice than never.
+            container.publish_exit(process, exit_record)
         return
     process.pidfd = mine.pop("pidfd", -1)
     if process.pidfd < 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import select
 import signal
@@ -22,6 +23,19 @@ from protos import fdpass
 from shim import sealed
 
 _KNOWN_ORPHANS = 4096
+_WARM = (
+    "runc_py.create",
+    "runc_py.execute",
+    "runc_py.init",
+    "runc_py.lifecycle",
+    "runc_py.seccomp",
+    "runc_py.update",
+    "shim.commandline",
+    "shim.main",
+    "shim.restore",
+    "traceback",
+)
+"""Modules whose import somebody would otherwise pay for in every shim."""
 
 
 class Zygote:
@@ -157,13 +171,8 @@ class Zygote:
 
 def preload() -> None:
     """Import all that a shim and its runtime use, so that no shim imports anything after its fork."""
-    import runc_py.runtime
-    import shim.main
-    import shim.restore  # noqa: F401 -- imported for its effect: warm modules
-
-    preload_runtime = getattr(runc_py.runtime, "preload", None)
-    if preload_runtime is not None:
-        preload_runtime()
+    for name in _WARM:
+        importlib.import_module(name)
 
 
 def _ensure_keeper(path: str) -> None:
