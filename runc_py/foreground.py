@@ -66,7 +66,7 @@ def _raw_terminal():  # type: ignore[no-untyped-def] # Generator would be import
         yield
         return
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed already is for the container
     try:
         yield
     finally:

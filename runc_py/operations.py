@@ -278,13 +278,13 @@ class MaskPaths(NamedTuple):
             for path in self.paths:
                 target = root.open_or_none(path)
                 if target is not None:
-                    _cover(target, path, covers)
+                    _cover(root, target, path, covers)
         finally:
             for fd in covers.values():
                 os.close(fd)
 
 
-def _cover(target: int, path: str, covers: dict[bool, int]) -> None:
+def _cover(root: Root, target: int, path: str, covers: dict[bool, int]) -> None:
     """Hide ``target``; ``covers`` keeps what hides directories (True) and files (False) for the next ones."""
     directory = is_directory(target)
     if directory and True not in covers:
@@ -294,7 +294,7 @@ def _cover(target: int, path: str, covers: dict[bool, int]) -> None:
         os.close(target)
         return
     if not directory and False not in covers:
-        covers[False] = _host_null()
+        covers[False] = _null_device(root)
     flags = syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH
     _attach(syscalls.open_tree(covers[directory], "", flags), target, path)
 
@@ -368,8 +368,13 @@ def _empty_directory() -> int:
         os.close(context)
 
 
-def _host_null() -> int:
-    """The host's own /dev/null, verified: the rootfs's could have been swapped for another file."""
+def _null_device(root: Root) -> int:
+    """The container's /dev/null, or the host's when that is not the null device: it could have been swapped."""
+    own = root.open_or_none("/dev/null")
+    if own is not None:
+        if is_device(own, 1, 3):
+            return own
+        os.close(own)
     null = os.open("/dev/null", os.O_PATH | os.O_CLOEXEC)
     if not is_device(null, 1, 3):
         os.close(null)
