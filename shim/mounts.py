@@ -5,6 +5,7 @@ Rule: mounts are made exactly at ``<bundle>/rootfs`` and nowhere else, and ``unm
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
@@ -59,8 +60,10 @@ def _mount(target: str, mount: Values) -> None:
 
 def unmount_rootfs(target: str) -> None:
     """Unmount whatever is mounted at ``target``; nothing there is no error."""
-    while os.path.ismount(target):
+    while True:
         try:
             syscalls.umount2(target, syscalls.MNT_DETACH)
         except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                return
             raise Internal(f"cannot unmount {target}: {error}") from error

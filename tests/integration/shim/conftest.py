@@ -221,6 +221,7 @@ class Host:
         self.events.start()
         self._helper = subprocess.Popen(
             [
+                *("unshare", "--mount", "--propagation", "private", "--"),
                 *(sys.executable, "-m", "shim.zygote"),
                 *("--socket", str(self.state / "zygote.sock"), "--keeper", str(self.state / "keeper.sock")),
             ],
@@ -263,19 +264,19 @@ class Host:
             "socket": socket_path,
         }
 
-    def bundle(self, name: str, args: list[str], *, terminal: bool = False, **linux: Any) -> Path:
+    def bundle(self, name: str, args: list[str], *, terminal: bool = False, root: str = "", **linux: Any) -> Path:
         path = self.state / "b" / name
         path.mkdir(parents=True)
         spec = json.loads(json.dumps(self._spec))
         spec["process"].update(args=args, terminal=terminal)
-        spec["root"] = {"path": str(self.rootfs), "readonly": True}
+        spec["root"] = {"path": root or str(self.rootfs), "readonly": True}
         spec["linux"]["cgroupsPath"] = f"/gantry-test/{os.getpid()}-{name}"
         spec["linux"].update(linux)
         (path / "config.json").write_text(json.dumps(spec))
         return path
 
-    def shim(self, name: str, args: list[str], *, terminal: bool = False, **linux: Any) -> Shim:
-        bundle = self.bundle(name, args, terminal=terminal, **linux)
+    def shim(self, name: str, args: list[str], *, terminal: bool = False, root: str = "", **linux: Any) -> Shim:
+        bundle = self.bundle(name, args, terminal=terminal, root=root, **linux)
         socket_path = str(self.state / "s" / name)
         pid = self.zygote({"op": "start", **self.request(name, bundle, socket_path)})["pid"]
         shim = Shim(self, name, bundle, pid, socket_path)
