@@ -51,7 +51,7 @@ def bind_console(root: Root, slave: int) -> None:
         except FileExistsError:
             pass  # an image may ship the file; a symlink is refused below
         resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-        target = syscalls.openat2(directory, "console", os.O_PATH | os.O_NOFOLLOW, resolve)
+        target = syscalls.openat2(directory, "console", os.O_PATH, resolve)
     finally:
         os.close(directory)
     mount = syscalls.open_tree(slave, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)

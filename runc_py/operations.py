@@ -219,7 +219,7 @@ class MakeDevice(NamedTuple):
 
 def _chmod_node(directory: int, name: str, mode: int) -> None:
     resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-    node = syscalls.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW, resolve)
+    node = syscalls.openat2(directory, name, os.O_PATH, resolve)
     try:
         os.chmod(f"/proc/self/fd/{node}", mode)  # mknod's mode went through the umask
     finally:

@@ -1,8 +1,8 @@
 """Keeping the interpreter's file out of the containers' reach (CVE-2019-5736 and its relatives).
 
-Rule: whoever starts a process in a container runs from a file that cannot be written through ``/proc/<pid>/exe``: either
-a sealed memory file (the zygote does that) or, here, the interpreter on a detached read-only mount. The command therefore
-executes itself once more; environments where it cannot fall back to a sealed copy.
+Rule: whoever starts a process in a container runs from a file that cannot be written through ``/proc/<pid>/exe``: a
+sealed memory file (the zygote does that) or, here, the interpreter on a detached read-only mount. The command therefore
+executes itself once more; where it may not make such a mount, it falls back to a sealed copy.
 """
 
 from __future__ import annotations
