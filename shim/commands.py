@@ -164,7 +164,8 @@ def _spawn(config: ShimConfig) -> None:
             null = os.open("/dev/null", os.O_RDWR)
             for number in (0, 1):
                 os.dup2(null, number)
-            os.set_inheritable(listener.fileno(), True)
+            for descriptor in (listener.fileno(), ready_write):
+                os.set_inheritable(descriptor, True)
             sealed.execute("shim.main", _serve_arguments(config, listener.fileno(), ready_write))
             os._exit(_serve_with(config, listener))
         finally:

@@ -71,7 +71,7 @@ def test_exec_kill_and_pids(host: Host, runtime: Any, tmp_path: Path) -> None:
 
 def test_the_runtimes_own_words_reach_the_client(host: Host, runtime: Any) -> None:
     shim = host.shim("a", ["nonsense"])
-    with pytest.raises(CallError, match="OCI runtime create failed: .*nonsense"):
+    with pytest.raises(CallError, match=r"OCI runtime create failed: .*nonsense"):
         shim.create(options=runtime)
         shim.start()
 
