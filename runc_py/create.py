@@ -147,7 +147,7 @@ class _Creation:
 
     def _clone(self, task: init.InitTask) -> None:
         flags = self.namespaces.clone_flags
-        if "user" in self.namespaces.joined:
+        if self.userns and self.namespaces.joined:
             self._clone_through_stage(task, flags)
         else:
             cgroup = self.manager.descriptor() if not self.userns else None

@@ -24,7 +24,7 @@ def run_hooks(kind: str, hooks: list[Hook] | None, state: dict[str, Any]) -> Non
 
 
 def run_hooks_quietly(kind: str, hooks: list[Hook] | None, state: dict[str, Any]) -> list[str]:
-    """Run all ``hooks`` whatever happens and return what went wrong (poststart in runc, poststop)."""
+    """Run all ``hooks`` whatever happens and return what went wrong (poststop)."""
     problems = []
     for index, hook in enumerate(hooks or ()):
         try:

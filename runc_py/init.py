@@ -95,11 +95,17 @@ def run_init(task: InitTask) -> NoReturn:
 
 
 def run_stage(task: InitTask, flags: int) -> NoReturn:
-    """Between the parent and an init whose user namespace exists already: join it, then make init in it."""
+    """Between the parent and an init with a user namespace, when there are namespaces to join.
+
+    An existing user namespace is joined first; before a new one, the others are joined, while that is still allowed.
+    """
     try:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         joined = task.namespaces.joined
-        syscalls.setns(joined["user"], syscalls.CLONE_NEWUSER, "user namespace")
+        if "user" in joined:
+            syscalls.setns(joined["user"], syscalls.CLONE_NEWUSER, "user namespace")
+        else:
+            task.namespaces.join()
         if "pid" in joined:
             syscalls.setns(joined["pid"], syscalls.CLONE_NEWPID, "pid namespace")
         pid, _ = syscalls.clone(flags | syscalls.CLONE_PARENT)
@@ -165,7 +171,8 @@ def _enter_namespaces(task: InitTask) -> None:
         os.close(own)
     if "cgroup" in new:
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    task.namespaces.join()
+    if "user" not in new:
+        task.namespaces.join()
     for fd in task.namespaces.joined.values():
         os.close(fd)
 

@@ -36,8 +36,11 @@ def start_container(runtime: Runtime, container_id: str) -> None:
         name, _, text = answer.partition("\n")
         kind = errors.BY_NAME.get(name, RuntimeFailure)
         raise kind(f"unable to start container process: {text}")
-    for problem in hooks.run_hooks_quietly("poststart", container.hooks("poststart"), container.oci_state("running")):
-        create.warn(problem)
+    try:
+        hooks.run_hooks("poststart", container.hooks("poststart"), container.oci_state("running"))
+    except errors.HookFailure:
+        _signal_init(container, signal.SIGKILL)  # as runc does: a container without its poststart hooks does not run
+        raise
 
 
 def _release(container: state.ContainerState) -> str:
@@ -71,7 +74,11 @@ def kill_container(runtime: Runtime, container_id: str, sig: int, *, everyone: b
     manager = cgroups.load(container.cgroup)
     if sig == signal.SIGKILL and status == "paused":
         manager.thaw()  # a frozen v1 process dies only when it is thawed
-    elif sig == signal.SIGKILL and not any(entry["type"] == "pid" for entry in container.namespaces):
+    elif (
+        sig == signal.SIGKILL
+        and manager.kind != "disabled"
+        and not any(entry["type"] == "pid" for entry in container.namespaces)
+    ):
         manager.kill_all(sig)  # without a pid namespace the kernel does not end the others with init
 
 
@@ -106,7 +113,8 @@ def delete_container(runtime: Runtime, container_id: str, *, force: bool) -> Non
     manager = cgroups.load(container.cgroup)
     if status != "stopped":
         _end_init(container, manager)
-    manager.kill_all(signal.SIGKILL)
+    if manager.kind != "disabled":
+        manager.kill_all(signal.SIGKILL)
     manager.destroy()
     state.forget(container.directory)
     for problem in hooks.run_hooks_quietly("poststop", container.hooks("poststop"), container.oci_state("stopped")):

@@ -214,6 +214,7 @@ class MakeDevice(NamedTuple):
         mount = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE)
         if self.type in ("c", "u") and not is_device(mount, self.major, self.minor):
             raise RuntimeFailure(f"host device {self.path} is not {self.type} {self.major}:{self.minor}")
+        syscalls.mount_setattr(mount, set_=syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC)
         _attach(mount, root.make_file(self.path), self.path)
 
 
@@ -350,7 +351,7 @@ def _ordinary_directory(root: Root, path: str, kind: str) -> int:
 def _refuse_in_proc(target: int, source: int, destination: str) -> None:
     if syscalls.filesystem_type(target) != syscalls.PROC_SUPER_MAGIC:
         return
-    normal = os.path.normpath(destination)
+    normal = os.path.normpath("/" + destination.lstrip("/"))
     if normal in _ALLOWED_IN_PROC or (
         normal == "/proc" and syscalls.filesystem_type(source) == syscalls.PROC_SUPER_MAGIC
     ):

@@ -69,7 +69,7 @@ def plan_rootfs(spec: Spec, bundle: str, cgroup_mounts: ContainerMounts | None, 
     for entry in spec.get("mounts") or ():
         operation = _mount_operation(entry, bundle, cgroup_mounts, linux.get("mountLabel") or "")
         setup.append(operation)
-        destination = posixpath.normpath("/" + entry["destination"])
+        destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
         if isinstance(operation, operations.BindMount) and destination == "/dev":
             host_dev = True
         if isinstance(operation, operations.FilesystemMount) and operation.late_read_only:
@@ -93,7 +93,7 @@ def _mount_operation(
 ) -> operations.Operation:
     kind = entry.get("type") or "none"
     options = parse_options(entry.get("options") or ())
-    destination = "/" + entry["destination"].lstrip("/")
+    destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
     if options.idmap or entry.get("uidMappings") or entry.get("gidMappings"):
         raise InvalidSpec(f"mounts: {destination}: id-mapped mounts are not supported by this runtime")
     if options.bind or kind == "bind":

@@ -422,3 +422,31 @@ def test_delete_force_cleans_up_after_a_killed_creator(bundle: Bundle) -> None:
 def test_ids_that_are_no_names_are_refused(bundle: Bundle, name: str) -> None:
     with pytest.raises(InvalidSpec, match="invalid container ID"):
         bundle.runtime.create(name, str(bundle.directory), spec=bundle.copied())
+
+
+def test_new_user_namespace_with_a_network_namespace_of_the_host(bundle: Bundle) -> None:
+    bundle.linux["namespaces"] = [
+        entry for entry in bundle.linux["namespaces"] if entry["type"] not in ("network", "ipc")
+    ]
+    bundle.linux["namespaces"] += [
+        {"type": "network", "path": "/proc/self/ns/net"},
+        {"type": "ipc", "path": "/proc/self/ns/ipc"},
+        {"type": "user"},
+    ]
+    mapping = [{"containerID": 0, "hostID": 0, "size": 65536}]
+    bundle.linux.update(uidMappings=mapping, gidMappings=mapping)
+    bundle.spec["mounts"] = [
+        entry for entry in bundle.spec["mounts"] if entry["type"] not in ("sysfs", "cgroup", "mqueue")
+    ]
+    output = bundle.output("readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; id -u").split()
+    assert output == [os.readlink("/proc/self/ns/net"), os.readlink("/proc/self/ns/ipc"), "0"]
+
+
+def test_a_failing_poststart_hook_ends_the_container(bundle: Bundle) -> None:
+    bundle.spec["hooks"] = {"poststart": [{"path": "/bin/false"}]}
+    bundle.process["args"] = ["sleep", "1000"]
+    with bundle.captured() as capture:
+        launched = bundle.runtime.create(bundle.id, str(bundle.directory), stdio=capture.stdio, spec=bundle.copied())
+    with pytest.raises(RuntimeFailure, match="poststart hook #0"):
+        bundle.runtime.start(bundle.id)
+    assert wait(launched) == 137
