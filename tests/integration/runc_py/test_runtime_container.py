@@ -450,3 +450,27 @@ def test_a_failing_poststart_hook_ends_the_container(bundle: Bundle) -> None:
     with pytest.raises(RuntimeFailure, match="poststart hook #0"):
         bundle.runtime.start(bundle.id)
     assert wait(launched) == 137
+
+
+def test_overlay_of_more_layers_than_fit_in_a_page(bundle: Bundle, busybox_root: Path) -> None:
+    layers = [bundle.directory / f"layer-{'x' * 40}-{number}" for number in range(60)]
+    for number, layer in enumerate(layers):
+        layer.mkdir()
+        (layer / f"file{number}").touch()
+    for name in ("upper", "work"):
+        (bundle.directory / name).mkdir()
+    lower = ":".join(str(layer) for layer in [*layers, busybox_root])
+    assert len(lower) > 4096
+    options = (f"workdir={bundle.directory}/work", f"upperdir={bundle.directory}/upper", f"lowerdir={lower}")
+    bundle.shell("ls / | grep -c ^file")
+    with bundle.captured() as capture:
+        launched = bundle.runtime.create(
+            bundle.id,
+            str(bundle.directory),
+            stdio=capture.stdio,
+            rootfs=[RootfsMount("overlay", "overlay", options)],
+            spec=bundle.copied(),
+        )
+        bundle.runtime.start(bundle.id)
+        assert wait(launched) == 0
+        assert capture.text() == "60\n"
