@@ -207,7 +207,7 @@ class Container:
         if process.io is not None:
             process.io.drain()
         self.bundle.write_exit(process.exec_id, record)
-        if process is self.init:
+        if process is self.init and record.exit_status:
             self._report_oom()
         self.publish_exit(process, record)
         parked = process.parked()

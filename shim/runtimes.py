@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from oci import errors
 from protos.shim_messages import RUNC_OPTIONS
 from protos.wire import Values
+from runc_py import cgroups, state
 from runc_py import errors as runc_errors
 from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
 
@@ -109,6 +110,7 @@ class InProcess:
     """``runc_py`` in this process: nothing is started but the container."""
 
     def __init__(self, root: str, cgroup_driver: str) -> None:
+        self._root = root
         self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
 
     def create(self, request: CreateRequest) -> Launched:
@@ -160,7 +162,10 @@ class InProcess:
             return self._runtime.stats(container_id)
 
     def oom_kills(self, container_id: str) -> int:
-        return 0
+        try:
+            return cgroups.load(state.load(self._root, container_id).cgroup).oom_kills()
+        except (runc_errors.RuntimeFailure, OSError):
+            return 0
 
     def status(self, container_id: str) -> str:
         with _translated():

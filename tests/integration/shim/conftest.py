@@ -300,6 +300,9 @@ class Host:
         for process in [self._helper, *self._extra]:
             process.wait(10)
         self.events.stop()
+        for directory in Path("/sys/fs/cgroup").glob("*/gantry-test"):
+            with contextlib.suppress(OSError):
+                directory.rmdir()  # the parent of all containers' cgroups
 
 
 def _kill(pid: int) -> None:
@@ -322,7 +325,22 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rootfs")
     (path / "bin").mkdir()
     shutil.copy(BUSYBOX, path / "bin" / "busybox")
-    for applet in ("sh", "cat", "echo", "true", "sleep", "stty", "seq", "kill", "head", "dd", "wc", "printf", "id"):
+    for applet in (
+        "sh",
+        "cat",
+        "echo",
+        "true",
+        "sleep",
+        "stty",
+        "seq",
+        "kill",
+        "head",
+        "dd",
+        "wc",
+        "printf",
+        "id",
+        "tr",
+    ):
         (path / "bin" / applet).symlink_to("busybox")
     for directory in ("proc", "sys", "dev", "tmp"):
         (path / directory).mkdir()

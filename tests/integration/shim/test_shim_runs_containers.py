@@ -332,6 +332,14 @@ def test_kill_pids_pause_and_stats(host: Host) -> None:
     assert host.events.topics()[2:4] == ["/tasks/paused", "/tasks/resumed"]
 
 
+def test_a_container_out_of_memory_is_reported(host: Host) -> None:
+    limit = {"memory": {"limit": 16 << 20}}
+    shim = host.shim("a", ["sh", "-c", "x=$(dd if=/dev/zero bs=1M count=64 | tr '\\0' x)"], resources=limit)
+    assert shim.run() == 137
+    host.events.wait_for("/tasks/exit")
+    assert host.events.topics()[-2:] == ["/tasks/oom", "/tasks/exit"]
+
+
 def test_events_wait_for_containerd_and_come_in_order(host: Host) -> None:
     host.events.stop()
     shim = host.shim("a", ["true"])
