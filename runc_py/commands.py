@@ -88,7 +88,17 @@ def _spec_of(options: argparse.Namespace) -> dict[str, Any]:
     spec = specs.load_spec(directory, name or "config.json")
     if not spec.get("process"):
         raise InvalidSpec("process: must be there to create a container")
+    _pass_listening_sockets(options, spec["process"])
     return spec
+
+
+def _pass_listening_sockets(options: argparse.Namespace, process: dict[str, Any]) -> None:
+    """Socket activation (sd_listen_fds(3)): the sockets this command was given are the container's, whose pid is 1."""
+    count = os.environ.get("LISTEN_FDS", "")
+    if _is_number(count) and int(count) > 0:
+        options.preserve_fds += int(count)
+        names = [f"LISTEN_FDNAMES={os.environ['LISTEN_FDNAMES']}"] if "LISTEN_FDNAMES" in os.environ else []
+        process["env"] = [*(process.get("env") or []), f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]
 
 
 def _create(context: Context, options: argparse.Namespace, spec: dict[str, Any]) -> Launched:

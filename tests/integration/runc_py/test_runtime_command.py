@@ -244,3 +244,22 @@ def test_what_execs_through_proc_cannot_be_written(bundle: Bundle) -> None:
         if text in done.stderr
     ]
     assert mentioned, done.stderr
+
+
+def test_listening_sockets_are_passed_on(bundle: Bundle) -> None:
+    bundle.shell("echo $LISTEN_PID $LISTEN_FDS; readlink /proc/self/fd/3 | cut -c1-6")
+    bundle.save()
+    as_three = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.execv(sys.argv[2], sys.argv[2:])"
+    command = [sys.executable, "-m", "runc_py.main", "--root", str(bundle.state), "run", bundle.id]
+    with socket.socket() as listener:
+        done = subprocess.run(
+            [sys.executable, "-c", as_three, str(listener.fileno()), *command],
+            cwd=bundle.directory,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "LISTEN_FDS": "1"},
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stdout.split() == ["1", "1", "socket"], done.stderr
