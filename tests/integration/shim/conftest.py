@@ -228,20 +228,20 @@ class Host:
             cwd=ROOT,
             start_new_session=True,
         )
-        wait_until((self.state / "zygote.sock").exists)
+        wait_until(lambda: self._connects("zygote.sock"))
         self._peer = fdpass.connect(str(self.state / "zygote.sock"))
+
+    def _connects(self, name: str) -> bool:
+        with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
+            fdpass.connect(str(self.state / name)).close()
+            return True
+        return False
 
     def start_keeper(self) -> None:
         """A new keeper, for tests that killed the one of the zygote."""
         command = [sys.executable, "-m", "shim.keeper", "--socket", str(self.state / "keeper.sock")]
         self._extra.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True))
-
-        def answers() -> bool:
-            with contextlib.suppress(ConnectionRefusedError, FileNotFoundError):
-                return bool(self.keeper({"op": "ping"}))
-            return False
-
-        wait_until(answers)
+        wait_until(lambda: self._connects("keeper.sock"))
 
     def zygote(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._peer is not None
