@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.host import wait_for
 from tests.support.images import busybox_rootfs
 
 pytestmark = pytest.mark.root
@@ -65,6 +66,10 @@ class Containerd:
         flags = ["--detach"] if detach else ["--rm"]
         return self.ctr("run", *flags, "--runtime", RUNTIME, "--rootfs", str(self.rootfs), name, *command, check=False)
 
+    def listens(self) -> bool:
+        """Whether the socket is there, as the daemon's mount namespace has it."""
+        return Path(f"/proc/{self._process.pid}/root{ADDRESS}").exists()
+
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(10)
@@ -77,10 +82,8 @@ class Containerd:
 def containerd(tmp_path: Path) -> Iterator[Containerd]:
     assert shutil.which("containerd") and shutil.which("ctr"), "install containerd"
     daemon = Containerd(tmp_path)
-    for _ in range(200):
-        if daemon.ctr("version", check=False).returncode == 0:
-            break
     try:
+        wait_for(daemon.listens, "containerd")
         yield daemon
     finally:
         daemon.stop()
