@@ -6,6 +6,7 @@ Helpers are started with ``posix_spawn`` in sessions of their own and outlive th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -29,20 +30,22 @@ def socket_path(state: str, name: str) -> str:
     return f"{state}/{name}.sock"
 
 
-def ensure(name: str, state: str, log_path: str) -> bool:
-    """Make sure the helper ``name`` runs or is starting. Returns whether an existing one was adopted.
+def ensure(state: str, log_path: str) -> None:
+    """Make sure that zygote and keeper run or are starting; ``wait_ready`` tells when they listen.
 
     A zygote of another version is replaced, so that new shims run the new code; a keeper is kept whatever its
     version, because it holds descriptors.
     """
-    path = socket_path(state, name)
+    path = socket_path(state, ZYGOTE)
     answer = ask(path, {"op": "ping"}, PING_SECONDS)
-    if answer is not None and (name == KEEPER or answer.get("version") == __version__):
-        return True
-    if answer is not None:
-        ask(path, {"op": "shutdown"}, PING_SECONDS)
-    spawn(name, state, log_path)
-    return False
+    if answer is not None and answer.get("version") != __version__:
+        dismiss(ZYGOTE, state)
+        answer = None
+    if answer is None:
+        # The zygote forks the keeper where there is none, before its own imports: one interpreter start for both.
+        spawn(ZYGOTE, state, log_path)
+    elif ask(socket_path(state, KEEPER), {"op": "ping"}, PING_SECONDS) is None:
+        spawn(KEEPER, state, log_path)
 
 
 def environment() -> dict[str, str]:
@@ -57,6 +60,7 @@ def spawn(name: str, state: str, log_path: str) -> int:
     Returns its pid at once: ``wait_ready`` tells when it listens.
     """
     arguments = [sys.executable, "-P", "-m", f"shim.{name}", "--socket", socket_path(state, name)]
+    arguments += ["--keeper", socket_path(state, KEEPER)] if name == ZYGOTE else []
     actions = (
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640),
@@ -89,13 +93,16 @@ def ask(path: str, request: dict[str, object], seconds: float) -> dict[str, obje
 
 
 def dismiss(name: str, state: str, seconds: float = 3.0) -> bool:
-    """Ask the helper to end and wait until its socket is deaf. Returns whether it is gone."""
+    """Ask the helper to end and wait for its end; its socket goes too. Returns whether it is gone."""
     path = socket_path(state, name)
     answer = ask(path, {"op": "ping"}, PING_SECONDS)
-    if answer is None:
-        return True
-    ask(path, {"op": "shutdown"}, seconds)
-    return _ended(answer.get("pid"), seconds)
+    if answer is not None:
+        ask(path, {"op": "shutdown"}, seconds)
+        if not _ended(answer.get("pid"), seconds):
+            return False
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return True
 
 
 def _ended(pid: object, seconds: float) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Iterable
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -253,5 +252,6 @@ class TaskManager:
         for task in self._tasks.values():
             task.close()
 
-    def all(self) -> Iterable[Task]:
-        return tuple(self._tasks.values())
+    def init_pids(self) -> list[int]:
+        """Pids of all containers' first processes."""
+        return [task.pid for task in self._tasks.values() if task.pid > 0]

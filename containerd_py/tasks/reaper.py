@@ -1,16 +1,20 @@
 """Orphans: containers and shims whose parents died become children of this process, a subreaper.
 
 Rule: a zombie is left alone for ``GRACE_SECONDS``, so that whoever started it as a child of its own can collect it
-first; after that it is an orphan, and its status is remembered for those who look for a container's exit.
+first; after that it is an orphan, and its status is remembered for those who look for a container's exit. Processes of
+``containers`` are nobody's but ours when they are our children: they are collected at once, because the kernel tells their
+exit status to a shim that holds their pidfd only then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_SECONDS = 1.0
@@ -29,13 +33,15 @@ class Reaper:
     """Collects orphans of the running event loop's process. Call ``start`` in the main thread."""
 
     def __init__(self) -> None:
+        self.containers: Callable[[], Iterable[int]] = tuple
+        """Tells the pids of containers' first processes, whoever their parent is."""
         self._statuses: OrderedDict[int, int] = OrderedDict()
         self._suspect = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._schedule)
-        self._schedule()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended)
+        self._child_ended()
 
     def close(self) -> None:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGCHLD)
@@ -44,13 +50,16 @@ class Reaper:
 
     def status(self, pid: int) -> int | None:
         """``waitpid`` status of an orphan; None when it was none of ours. Collects it now if it is a zombie."""
-        try:
+        with contextlib.suppress(ChildProcessError):
             found, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            found = 0
-        if found:
-            self._remember(found, status)
+            if found:
+                self._remember(found, status)
         return self._statuses.get(pid)
+
+    def _child_ended(self) -> None:
+        for pid in self.containers():
+            self.status(pid)
+        self._schedule()
 
     def _schedule(self) -> None:
         if self._timer is None:

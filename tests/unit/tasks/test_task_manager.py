@@ -200,14 +200,14 @@ class World:
         return Path(self.bundles.bundle(NS, id).path)
 
     async def status(self, id: str) -> int:
-        process = (await self.service.Get(tasks_pb2.GetRequest(container_id=id), Context())).process
+        process = (await self.service.Get(tasks_pb2.GetRequest(container_id=id), context())).process
         return process.status
 
     async def wait(self, id: str) -> int:
-        return (await self.service.Wait(tasks_pb2.WaitRequest(container_id=id), Context())).exit_status
+        return (await self.service.Wait(tasks_pb2.WaitRequest(container_id=id), context())).exit_status
 
 
-class Context:
+class FakeContext:
     """As much of a gRPC context as the service needs; an abort raises what it was given."""
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
@@ -215,6 +215,10 @@ class Context:
 
     async def abort(self, code: Any, details: str) -> None:
         raise errors.from_code(code.value[0], details)
+
+
+def context() -> Any:
+    return FakeContext()
 
 
 def in_loop(test: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[[Path], None]:
@@ -246,13 +250,13 @@ def test_life_of_a_task(tmp_path: Path) -> None:
         assert shim.container is not None
         assert shim.container["request"].stdout == "/x"
         assert await world.status("c1") == task_types_pb2.CREATED
-        await world.service.Start(tasks_pb2.StartRequest(container_id="c1"), Context())
+        await world.service.Start(tasks_pb2.StartRequest(container_id="c1"), context())
         waiter = asyncio.ensure_future(world.wait("c1"))
         await asyncio.sleep(0.01)
         shim.exit(7)
         assert await waiter == 7
         assert await world.wait("c1") == 7, "the status is kept until Delete"
-        deleted = await world.service.Delete(tasks_pb2.DeleteTaskRequest(container_id="c1"), Context())
+        deleted = await world.service.Delete(tasks_pb2.DeleteTaskRequest(container_id="c1"), context())
         assert deleted.exit_status == 7
         assert not world.path("c1").exists()
         assert world.zygote.dropped == ["c1"]
@@ -288,7 +292,7 @@ def test_killed_shim_is_replaced_and_waits_go_on(tmp_path: Path) -> None:
     @in_loop
     async def replaced(world: World) -> None:
         shim = await world.create("c1")
-        await world.service.Start(tasks_pb2.StartRequest(container_id="c1"), Context())
+        await world.service.Start(tasks_pb2.StartRequest(container_id="c1"), context())
         waiter = asyncio.ensure_future(world.wait("c1"))
         await asyncio.sleep(0.01)
         shim.die()
@@ -307,7 +311,7 @@ def test_call_that_is_not_repeatable_says_so(tmp_path: Path) -> None:
     async def lost(world: World) -> None:
         shim = await world.create("c1")
         shim.hang.add("Start")
-        start = asyncio.ensure_future(world.service.Start(tasks_pb2.StartRequest(container_id="c1"), Context()))
+        start = asyncio.ensure_future(world.service.Start(tasks_pb2.StartRequest(container_id="c1"), context()))
         await until(lambda: "Start" in shim.calls)
         shim.die()
         with pytest.raises(errors.Unavailable, match="during Start"):
@@ -334,7 +338,7 @@ def test_container_dead_and_no_shim_to_be_had(tmp_path: Path, witness: str, expe
         assert await world.status("c1") == task_types_pb2.STOPPED
         assert [(topic, event.exit_status) for _, topic, event in world.events] == [("/tasks/exit", expected)]
         with pytest.raises(errors.NotFound):
-            await world.service.Kill(tasks_pb2.KillRequest(container_id="c1", signal=9), Context())
+            await world.service.Kill(tasks_pb2.KillRequest(container_id="c1", signal=9), context())
 
     concluded(tmp_path)
 
@@ -355,7 +359,7 @@ def test_next_life_finds_every_task(tmp_path: Path) -> None:
         assert world.zygote.restores == 1
         assert not Path(half.path).exists()
         assert not (world.state / "s" / "stray").exists()
-        listed = await later.service.List(tasks_pb2.ListTasksRequest(), Context())
+        listed = await later.service.List(tasks_pb2.ListTasksRequest(), context())
         assert {process.id for process in listed.tasks} == {"running", "dead-shim"}
         running.exit(4)
         assert await later.wait("running") == 4

@@ -1,0 +1,265 @@
+"""Layer archives from file systems: an overlay's upper directory, or two trees compared.
+
+Rule: the archive holds what changed and whiteouts for what went, in sorted order, so that equal trees give equal bytes
+(image-spec ``layer.md``). Overlay's own marks (0/0 devices, ``trusted.overlay.*``) become whiteouts and never leave.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from containerd_py.diff.apply import OPAQUE, WHITEOUT
+from containerd_py.diff.streams import compressor
+
+_OVERLAY = "trusted.overlay."
+_PIECE = 1 << 20
+Mounts = list[list[Any]]
+
+
+class DigestingWriter:
+    """Compresses to a descriptor and hashes both sides."""
+
+    def __init__(self, fd: int, compression: str) -> None:
+        self._fd = fd
+        self._compressor = compressor(compression)
+        self._plain = hashlib.sha256()
+        self._written = hashlib.sha256()
+        self.plain_size = 0
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        self._plain.update(data)
+        self.plain_size += len(data)
+        self._out(self._compressor.compress(data))
+
+    def _out(self, data: bytes) -> None:
+        self._written.update(data)
+        self.size += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def finish(self) -> dict[str, Any]:
+        """End the archive; digests and sizes of plain and written bytes."""
+        self.write(b"\0" * 1024)
+        self._out(self._compressor.flush())
+        return {
+            "digest": "sha256:" + self._written.hexdigest(),
+            "size": self.size,
+            "diff_id": "sha256:" + self._plain.hexdigest(),
+            "plain_size": self.plain_size,
+        }
+
+
+def _options(mount: list[Any]) -> dict[str, str]:
+    return dict(option.partition("=")[::2] for option in mount[3])
+
+
+def upper_of(left: Mounts, right: Mounts) -> str | None:
+    """The upper directory that alone holds right's changes to left; None when trees must be compared."""
+    if len(right) != 1 or right[0][0] != "overlay" or len(left) != 1:
+        return None
+    options = _options(right[0])
+    upper = options.get("upperdir")
+    below = _options(left[0]).get("lowerdir") if left[0][0] == "overlay" else left[0][1]
+    if upper is None or "upperdir" in _options(left[0]) or below != options.get("lowerdir"):
+        return None
+    return None if _needs_overlay(upper) else upper
+
+
+def _needs_overlay(upper: str) -> bool:
+    """Whether the directory holds redirects or metadata-only copies, which mean nothing without the layers below."""
+    for directory, _names, files in os.walk(upper):
+        for path in (directory, *(os.path.join(directory, f) for f in files)):
+            attributes = os.listxattr(path, follow_symlinks=False)
+            if _OVERLAY + "redirect" in attributes or _OVERLAY + "metacopy" in attributes:
+                return True
+    return False
+
+
+class LayerWriter:
+    """Writes members in the form layers have."""
+
+    def __init__(self, root: str, out: DigestingWriter, epoch: int | None) -> None:
+        """``epoch``: seconds that no time in the archive may be later than (``SOURCE_DATE_EPOCH``)."""
+        self._root = root
+        self._out = out
+        self._epoch = epoch
+        self._links: dict[tuple[int, int], str] = {}
+        self._parents: set[str] = {""}
+
+    def add(self, name: str) -> None:
+        """Write the file, directory, link or node ``name`` of the root, after its parent directories."""
+        self._add_parents(name)
+        path = os.path.join(self._root, name)
+        info = os.lstat(path)
+        if stat.S_ISSOCK(info.st_mode):
+            return  # sockets have no place in tar
+        header = self._header(name, path, info)
+        if header.islnk() or not stat.S_ISREG(info.st_mode):
+            self._put(header)
+        else:
+            self._put_file(header, path)
+
+    def white_out(self, name: str) -> None:
+        """Write the mark that says ``name`` is gone."""
+        self._add_parents(name)
+        parent, _, base = name.rpartition("/")
+        self._mark(f"{parent}/{WHITEOUT}{base}" if parent else WHITEOUT + base)
+
+    def opaque(self, name: str) -> None:
+        """Write the mark that hides what lower layers have in directory ``name``."""
+        self._mark(f"{name}/{OPAQUE}")
+
+    def _mark(self, name: str) -> None:
+        self._put(tarfile.TarInfo(name))
+
+    def _add_parents(self, name: str) -> None:
+        parent = name.rpartition("/")[0]
+        if parent not in self._parents:
+            self._add_parents(parent)
+            self._parents.add(parent)
+            self._put(
+                self._header(parent, os.path.join(self._root, parent), os.lstat(os.path.join(self._root, parent)))
+            )
+
+    def _header(self, name: str, path: str, info: os.stat_result) -> tarfile.TarInfo:
+        header = tarfile.TarInfo(name)
+        header.mode = stat.S_IMODE(info.st_mode)
+        header.uid, header.gid = info.st_uid, info.st_gid
+        seconds, nanos = divmod(info.st_mtime_ns, 10**9)
+        if self._epoch is not None and seconds >= self._epoch:
+            seconds, nanos = self._epoch, 0
+        header.mtime = seconds
+        if nanos:
+            header.pax_headers["mtime"] = f"{seconds}.{nanos:09d}"
+        self._set_type(header, path, info)
+        if header.type != tarfile.LNKTYPE:
+            _add_xattrs(header, path)
+        return header
+
+    def _set_type(self, header: tarfile.TarInfo, path: str, info: os.stat_result) -> None:
+        mode = info.st_mode
+        inode = (info.st_dev, info.st_ino)
+        if stat.S_ISDIR(mode):
+            header.type = tarfile.DIRTYPE
+            self._parents.add(header.name)
+        elif inode in self._links:
+            header.type, header.linkname = tarfile.LNKTYPE, self._links[inode]
+        elif stat.S_ISLNK(mode):
+            header.type, header.linkname = tarfile.SYMTYPE, os.readlink(path)
+        elif stat.S_ISREG(mode):
+            header.size = info.st_size
+        else:
+            kinds = {stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
+            header.type = kinds[stat.S_IFMT(mode)]
+            header.devmajor, header.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
+        if info.st_nlink > 1 and not stat.S_ISDIR(mode):
+            self._links.setdefault(inode, header.name)
+
+    def _put(self, header: tarfile.TarInfo) -> None:
+        self._out.write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+
+    def _put_file(self, header: tarfile.TarInfo, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            self._put(header)
+            left = header.size
+            while left:
+                data = os.read(fd, min(_PIECE, left))
+                if not data:
+                    data = b"\0" * min(_PIECE, left)  # the file shrank under us; the header's size is a promise
+                self._out.write(data)
+                left -= len(data)
+            self._out.write(b"\0" * (-header.size % 512))
+        finally:
+            os.close(fd)
+
+
+def _add_xattrs(header: tarfile.TarInfo, path: str) -> None:
+    for name in os.listxattr(path, follow_symlinks=False):
+        if not name.startswith((_OVERLAY, "user.overlay.", "system.")):
+            value = os.getxattr(path, name, follow_symlinks=False)
+            header.pax_headers[f"SCHILY.xattr.{name}"] = value.decode("utf-8", "surrogateescape")
+
+
+def _names(directory: str) -> list[str]:
+    return sorted(os.listdir(directory))
+
+
+def write_upper(upper: str, out: DigestingWriter, epoch: int | None) -> None:
+    """The layer that an overlay's upper directory stands for."""
+    writer = LayerWriter(upper, out, epoch)
+
+    def walk(prefix: str) -> None:
+        for base in _names(os.path.join(upper, prefix)):
+            name = f"{prefix}/{base}" if prefix else base
+            path = os.path.join(upper, name)
+            info = os.lstat(path)
+            if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
+                writer.white_out(name)
+                continue
+            writer.add(name)
+            if stat.S_ISDIR(info.st_mode):
+                if _is_opaque(path):
+                    writer.opaque(name)
+                walk(name)
+
+    walk("")
+
+
+def _is_opaque(path: str) -> bool:
+    try:
+        return os.getxattr(path, _OVERLAY + "opaque", follow_symlinks=False) == b"y"
+    except OSError:
+        return False
+
+
+def write_changes(left: str, right: str, out: DigestingWriter, epoch: int | None) -> None:
+    """The layer that turns tree ``left`` into tree ``right``."""
+    writer = LayerWriter(right, out, epoch)
+    for name, exists in _changes(left, right, ""):
+        if exists:
+            writer.add(name)
+        else:
+            writer.white_out(name)
+
+
+def _changes(left: str, right: str, prefix: str) -> Iterator[tuple[str, bool]]:
+    old = set(_names(os.path.join(left, prefix))) if _is_directory(os.path.join(left, prefix)) else set()
+    new = set(_names(os.path.join(right, prefix)))
+    for base in sorted(old | new):
+        name = f"{prefix}/{base}" if prefix else base
+        if base not in new:
+            yield name, False
+            continue
+        if base not in old or not _same(os.path.join(left, name), os.path.join(right, name)):
+            yield name, True
+        if _is_directory(os.path.join(right, name)):
+            yield from _changes(left, right, name)
+
+
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _same(left: str, right: str) -> bool:
+    """Equal by metadata; equal size and time stand for equal data, as in rsync and peers."""
+    a, b = os.lstat(left), os.lstat(right)
+    if (a.st_mode, a.st_uid, a.st_gid, a.st_rdev) != (b.st_mode, b.st_uid, b.st_gid, b.st_rdev):
+        return False
+    if _xattrs(left) != _xattrs(right):
+        return False
+    if stat.S_ISREG(a.st_mode):
+        return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
+    return not stat.S_ISLNK(a.st_mode) or os.readlink(left) == os.readlink(right)
+
+
+def _xattrs(path: str) -> dict[str, bytes]:
+    names = os.listxattr(path, follow_symlinks=False)
+    return {n: os.getxattr(path, n, follow_symlinks=False) for n in names if not n.startswith(_OVERLAY)}

@@ -1,0 +1,156 @@
+"""containerd-py as a running daemon: every room of this package wired together and served on one unix socket.
+
+Rule: nothing is answered before the tasks of an earlier life have been found again, so no client ever sees a daemon
+that has forgotten its containers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import functools
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import grpc
+import structlog
+
+from containerd_py.exchange import LocalExchange
+from containerd_py.interfaces import ContainerStore
+from containerd_py.services.events import EventsService
+from containerd_py.services.tasks import TasksService
+from containerd_py.settings import Settings
+from containerd_py.tasks import foreign, helpers, shim_events
+from containerd_py.tasks.bundle import BundleStore
+from containerd_py.tasks.launcher import HelperClient, Zygote
+from containerd_py.tasks.manager import TaskManager
+from containerd_py.tasks.reaper import Reaper
+from containerd_py.tasks.recovery import Recovery
+from protos.containerd import events_pb2_grpc, tasks_pb2_grpc
+
+GRPC_OPTIONS = (
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.max_send_message_length", 16 << 20),
+    ("grpc.so_reuseport", 0),
+)
+STOP_GRACE = 0.5
+"""Seconds calls in flight have at SIGTERM. A Wait may last for days, so this is what every stop costs."""
+
+_LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
+_log = structlog.get_logger("containerd_py.server")
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    configure_log(settings.log_level)
+    faulthandler.register(signal.SIGUSR1)
+    asyncio.run(_serve(settings))
+
+
+def configure_log(level: str) -> None:
+    """One line an event on standard error, with logfmt-like fields."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"], bool_as_flag=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=max(_LEVELS[level], logging.WARNING), stream=sys.stderr)
+
+
+async def _serve(settings: Settings) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with contextlib.AsyncExitStack() as stack:
+        reaper = Reaper()
+        reaper.start()
+        stack.callback(reaper.close)
+        exchange = LocalExchange()
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        containers = register_stores(server, settings, exchange, stack)
+        close_events = await shim_events.serve(settings.ttrpc_address, exchange)
+        stack.callback(close_events)
+        manager = await start_tasks(settings, containers, exchange, reaper, stack)
+        tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager), server)
+        events_pb2_grpc.add_EventsServicer_to_server(EventsService(exchange), server)
+        await _listen(server, settings.address)
+        _log.info("serving", address=settings.address, root=settings.root, state=settings.state, pid=os.getpid())
+        await stopping.wait()
+        _log.info("stopping; containers go on", tasks=len(manager.init_pids()))
+        exchange.close()
+        await server.stop(STOP_GRACE)
+        for path in (settings.address, settings.ttrpc_address):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+async def _listen(server: grpc.aio.Server, address: str) -> None:
+    # The socket must not be open to others even for the moment before the mode is set.
+    before = os.umask(0o117)
+    try:
+        server.add_insecure_port(f"unix:{address}")
+        await server.start()
+    finally:
+        os.umask(before)
+
+
+async def start_tasks(
+    settings: Settings,
+    containers: ContainerStore,
+    exchange: LocalExchange,
+    reaper: Reaper,
+    stack: contextlib.AsyncExitStack,
+) -> TaskManager:
+    """The task manager with all tasks of an earlier life in it."""
+    zygote_client = _helper(helpers.ZYGOTE, settings)
+    keeper_client = _helper(helpers.KEEPER, settings)
+    for client in (zygote_client, keeper_client):
+        await client.connect()
+        client.on_lost = functools.partial(_bring_back, client)
+        stack.callback(client.close)
+    debug = settings.log_level in ("trace", "debug")
+    zygote = Zygote(zygote_client, keeper_client, address=settings.address, ttrpc=settings.ttrpc_address, debug=debug)
+    daemon = foreign.Daemon(settings.address, settings.ttrpc_address, publish_program(), debug)
+    bundles = BundleStore(settings.state)
+    recovery = Recovery(bundles, zygote, daemon, exchange.publish, reaper.status)
+    manager = TaskManager(bundles, containers, zygote, recovery, daemon)
+    stack.callback(manager.close)
+    await manager.load()
+    reaper.containers = manager.init_pids
+    return manager
+
+
+def _helper(name: str, settings: Settings) -> HelperClient:
+    restart: Callable[[], None] = lambda: _respawn(name, settings)  # noqa: E731 - its type is worth a name
+    return HelperClient(name, helpers.socket_path(settings.state, name), restart)
+
+
+def _respawn(name: str, settings: Settings) -> None:
+    _log.warning("helper is gone, starting another", helper=name)
+    helpers.spawn(name, settings.state, settings.helper_log)
+
+
+def _bring_back(client: HelperClient) -> None:
+    """Have a new helper at once when one dies: shims park their descriptors with it, and the next run finds it warm."""
+
+    def ended(connecting: asyncio.Task[None]) -> None:
+        if not connecting.cancelled() and (error := connecting.exception()) is not None:
+            _log.error("helper not brought back", helper=client.name, error=str(error))
+
+    asyncio.get_running_loop().create_task(client.connect()).add_done_callback(ended)
+
+
+def publish_program() -> str:
+    """The program shims are told as ``-publish-binary``: our console script where it is installed."""
+    script = os.path.join(os.path.dirname(sys.executable), "containerd-py")
+    return script if os.access(script, os.X_OK) else os.path.abspath(sys.argv[0])

@@ -1,0 +1,130 @@
+"""containerd's own client against containerd-py: import an image, run it, exec in it, watch its events."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.tasks.supervisor import OWN_RUNTIME, Supervisor, supervisor
+from tests.support.host import wait_for
+
+pytestmark = pytest.mark.skipif(shutil.which("ctr") is None, reason="needs containerd's client ctr (apt: containerd)")
+
+RUN = ("run", "--rm", "--runtime", OWN_RUNTIME)
+IMAGE = "docker.io/library/interop:latest"
+
+
+class Ctr:
+    """``ctr`` inside the private host."""
+
+    def __init__(self, daemon: Supervisor) -> None:
+        self.daemon = daemon
+
+    def command(self, *arguments: str) -> list[str]:
+        return ["ctr", "--address", str(self.daemon.address), "--namespace", "ctr", *arguments]
+
+    def run(self, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
+        return self.daemon.host.run(*self.command(*arguments), stdin=stdin)
+
+    def check(self, *arguments: str, stdin: bytes | None = None) -> str:
+        return self.daemon.host.check(*self.command(*arguments), stdin=stdin)
+
+
+@pytest.fixture(scope="module")
+def ctr(busybox_tar: bytes) -> Iterator[Ctr]:
+    with supervisor(busybox_tar) as daemon:
+        yield Ctr(daemon)
+
+
+def test_version(ctr: Ctr) -> None:
+    assert "Server:" in ctr.check("version")
+
+
+def test_run_on_a_directory(ctr: Ctr) -> None:
+    rootfs = str(ctr.daemon.lower)
+    done = ctr.run(*RUN, "--rootfs", rootfs, "c1", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout) == (7, "out\n")
+    assert "err" in done.stderr
+    assert ctr.check("tasks", "list", "--quiet") == ""
+    assert ctr.check("containers", "list", "--quiet") == ""
+
+
+def test_standard_input_and_its_end(ctr: Ctr) -> None:
+    done = ctr.run(*RUN, "--rootfs", str(ctr.daemon.lower), "c2", "cat", stdin=b"line\n" * 2000)
+    assert done.returncode == 0
+    assert done.stdout == "line\n" * 2000
+
+
+def test_detached_exec_kill_and_events(ctr: Ctr, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    with events.open("wb") as sink:
+        watcher = ctr.daemon.host.popen(*ctr.command("events"), stdout=sink)
+        rootfs = str(ctr.daemon.lower)
+        ctr.check("run", "--detach", "--runtime", OWN_RUNTIME, "--rootfs", rootfs, "c3", "sleep", "100")
+        assert "RUNNING" in ctr.check("tasks", "list")
+        assert ctr.check("tasks", "exec", "--exec-id", "e1", "c3", "echo", "inside") == "inside\n"
+        assert ctr.run("tasks", "exec", "--exec-id", "e2", "c3", "sh", "-c", "exit 5").returncode == 5
+        assert len(ctr.check("tasks", "ps", "c3").splitlines()) == 2
+        ctr.check("tasks", "pause", "c3")
+        assert "PAUSED" in ctr.check("tasks", "list")
+        ctr.check("tasks", "resume", "c3")
+        assert "c3" in ctr.check("tasks", "metrics", "c3")
+        ctr.check("tasks", "kill", "--signal", "SIGKILL", "c3")
+        wait_for(lambda: "STOPPED" in ctr.check("tasks", "list"), "the end of c3")
+        assert ctr.run("tasks", "delete", "c3").returncode == 137
+        ctr.check("containers", "delete", "c3")
+        wait_for(lambda: "/tasks/delete" in events.read_text(), "the delete event")
+        for inner in ctr.daemon.host.pids_of("ctr", "events"):
+            ctr.daemon.kill(inner)
+        watcher.wait(10)
+    seen = [word for line in events.read_text().splitlines() for word in line.split() if word.startswith("/")]
+    order = ["/containers/create", "/tasks/create", "/tasks/start", "/tasks/exec-added", "/tasks/exec-started"]
+    for topic in (*order, "/tasks/paused", "/tasks/resumed", "/tasks/exit", "/tasks/delete"):
+        assert topic in seen
+    positions = [seen.index(topic) for topic in order]
+    assert positions == sorted(positions)
+
+
+def test_image_from_an_archive(ctr: Ctr, image_archive: Path) -> None:
+    assert IMAGE in ctr.check("images", "import", str(image_archive))
+    done = ctr.run(*RUN, IMAGE, "c4", "sh", "-c", "echo x > /written; cat /written; exit 3")
+    assert (done.returncode, done.stdout) == (3, "x\n")
+    assert ctr.run(*RUN, IMAGE, "c5", "cat", "/written").returncode == 1, "each container has its own snapshot"
+    ctr.check("images", "remove", "--sync", IMAGE)
+    assert ctr.check("images", "list", "--quiet") == ""
+
+
+@pytest.fixture(scope="module")
+def image_archive(ctr: Ctr, busybox_tar: bytes) -> Path:
+    """A docker archive of one layer."""
+    import hashlib
+    import io
+    import json
+    import tarfile
+
+    digest = hashlib.sha256(busybox_tar).hexdigest()
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        }
+    ).encode()
+    config_name = f"{hashlib.sha256(config).hexdigest()}.json"
+    manifest = [{"Config": config_name, "RepoTags": ["interop:latest"], "Layers": [f"{digest}/layer.tar"]}]
+    path = ctr.daemon.host.base / "image.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (
+            (config_name, config),
+            (f"{digest}/layer.tar", busybox_tar),
+            ("manifest.json", json.dumps(manifest).encode()),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path

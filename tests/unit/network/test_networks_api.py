@@ -1,0 +1,358 @@
+"""The /networks endpoints and the sandbox's bookkeeping over a kernel that only remembers what it was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+
+from engine.api.networks import routes
+from engine.events import EventBus
+from engine.http.errors import body_of, status_of
+from engine.http.messages import Request, Response
+from engine.http.router import Router
+from engine.interfaces import PortBinding, SandboxRequest
+from engine.network import netns
+from engine.network.kernel import HostKernel
+from engine.network.model import NetworkOptions
+from engine.network.netlink import NetlinkError
+from engine.network.service import NetworkService, NetworkTarget, options_of
+from engine.store import Store
+from oci.errors import InvalidArgument, NotFound
+
+
+class FakeKernel(HostKernel):
+    """Says what it was told to do; ``fail`` names a method that the kernel refuses."""
+
+    def __init__(self, options: NetworkOptions) -> None:
+        super().__init__(options)
+        self.calls: list[str] = []
+        self.fail = ""
+
+    def _note(self, name: str, detail: object = "") -> None:
+        self.calls.append(f"{name} {detail}".strip())
+        if self.fail == name:
+            raise NetlinkError(errno.EPERM, 0, "")
+
+    def foreign_networks(self, own: Any) -> list[IPv4Network]:
+        return [IPv4Network("172.18.0.0/16")]
+
+    def ensure_bridge(self, plan: Any) -> Any:
+        self._note("bridge", plan.name)
+
+    def remove_bridge(self, plan: Any) -> None:
+        self._note("remove", plan.name)
+
+    def apply_rules(self, rules: Any, ports: Any, *, force: bool = False) -> None:
+        self._note("rules", len(rules))
+
+    def plug(self, plan: Any, pin: str, inside: Any) -> None:
+        self._note("plug", f"{plan.device} {plan.address}")
+
+    def publish(self, ports: Any) -> None:
+        self._note("publish", len(ports))
+
+    def unpublish(self, ports: Any) -> None:
+        self._note("unpublish", len(ports))
+
+    def present(self, names: Any) -> set[str]:
+        return set()
+
+    def set_default_route(self, pin: str, device: str, gateway: Any) -> None:
+        self._note("route", f"{device} {gateway}")
+
+
+class Engine:
+    """A service and a way to call its endpoints; restarts keep the store."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.store = Store(":memory:")
+        self.bus = EventBus()
+        self.service = self.new_service()
+
+    def new_service(self) -> NetworkService:
+        service = NetworkService(self.store, self.bus, self.root)
+        self.kernel = service.kernel = service.reaper._kernel = FakeKernel(service.options)
+        service.reaper.delete = _deleted  # type: ignore[method-assign]  # no kernel here
+        return service
+
+    async def call(self, method: str, path: str, body: object = None, **query: object) -> tuple[int, Any]:
+        """(status, decoded body) of one request."""
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield json.dumps(body).encode()
+
+        texts = {k: [v if isinstance(v, str) else json.dumps(v)] for k, v in query.items()}
+        try:
+            route, params = Router(routes(self.service)).find(method, path)
+            answer = await route.handler(Request(method, path, texts, {}, (1, 51), chunks(), params))
+        except Exception as error:
+            return status_of(error), json.loads(body_of(error))["message"]
+        assert isinstance(answer, Response)
+        assert isinstance(answer.body, bytes)
+        return answer.status, json.loads(answer.body) if answer.body else None
+
+
+async def _deleted(names: Any) -> None:
+    return None
+
+
+Scenario = Callable[[Engine], Awaitable[None]]
+
+
+@pytest.fixture
+def play(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[Scenario], None]:
+    async def create(work: Any) -> Any:
+        class Socket:
+            def close(self) -> None: ...
+
+        return Socket()
+
+    monkeypatch.setattr(netns, "on_own_thread_async", create)
+    monkeypatch.setattr(netns, "remove_pin", lambda path: None)
+
+    def run(scenario: Scenario) -> None:
+        async def body() -> None:
+            engine = Engine(str(tmp_path))
+            await engine.service.restore(frozenset())
+            await scenario(engine)
+            await engine.service.reaper.drain()
+
+        asyncio.run(body())
+
+    return run
+
+
+def container(number: int, mode: str = "bridge", **more: Any) -> SandboxRequest:
+    return SandboxRequest(container_id=f"{number:064x}", name=f"c{number}", hostname=f"h{number}", mode=mode, **more)
+
+
+def test_predefined_networks(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        status, found = await engine.call("GET", "/networks")
+        assert status == 200
+        assert {n["Name"]: n["Driver"] for n in found} == {"bridge": "bridge", "host": "host", "none": "null"}
+        status, bridge = await engine.call("GET", "/networks/bridge")
+        assert bridge["IPAM"]["Config"] == [{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}]
+        assert bridge["Options"]["com.docker.network.bridge.name"] == "gantry0"
+        ids = [n["Id"] for n in found]
+        engine.service = engine.new_service()
+        await engine.service.start()
+        assert [n["Id"] for n in (await engine.call("GET", "/networks"))[1]] == sorted(ids), "ids outlive the daemon"
+        assert await engine.call("DELETE", "/networks/host") == (
+            403,
+            "host is a pre-defined network and cannot be removed",
+        )
+
+    play(scenario)
+
+
+def test_create_inspect_remove(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        body = {"Name": "blue", "Driver": "bridge", "Labels": {"a": "b"}, "CheckDuplicate": True, "EnableIPv6": False}
+        status, made = await engine.call("POST", "/networks/create", body)
+        assert (status, made["Warning"]) == (201, "")
+        for reference in ("blue", made["Id"], made["Id"][:12]):
+            status, view = await engine.call("GET", f"/networks/{reference}")
+            assert (status, view["Id"]) == (200, made["Id"])
+        assert view["IPAM"]["Config"] == [{"Subnet": "172.19.0.0/16", "Gateway": "172.19.0.1"}], "172.18 is routed"
+        assert (view["Labels"], view["Containers"], view["Scope"]) == ({"a": "b"}, {}, "local")
+        assert await engine.call("POST", "/networks/create", body) == (409, "network with name blue already exists")
+        assert await engine.call("DELETE", "/networks/blue") == (204, None)
+        assert await engine.call("GET", "/networks/blue") == (404, "network blue not found")
+        actions = [e.action for e in engine.bus.history(0, 1 << 63) if e.type == "network"]
+        assert actions == ["create", "destroy"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"Name": "host"}, 403, "operation is not permitted on predefined host network"),
+        ({"Name": " "}, 400, "invalid network name"),
+        ({"Name": "x", "Driver": "host"}, 403, "only one instance"),
+        ({"Name": "x", "Driver": "overlay"}, 501, "not supported"),
+        ({"Name": "x", "Driver": "nope"}, 404, 'plugin "nope" not found'),
+        ({"Name": "x", "EnableIPv6": True}, 501, "IPv6"),
+        ({"Name": "x", "IPAM": {"Config": [{"Subnet": "172.17.5.0/24"}]}}, 403, "Pool overlaps"),
+        ({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.0.0.1/24"}]}}, 400, "host bits"),
+        ({"Name": "x", "IPAM": {"Config": [{"Subnet": "fd00::/64"}]}}, 501, "IPv6"),
+        ({"Name": "x", "IPAM": {"Driver": "dhcp"}}, 404, "dhcp"),
+        ({"Name": "x", "Options": {"com.docker.network.bridge.name": "../../x"}}, 400, "invalid bridge name"),
+        ({"Name": "x", "Options": {"com.docker.network.bridge.name": "sixteen-letters!"}}, 400, "invalid bridge name"),
+    ],
+)
+def test_create_refuses(play: Callable[[Scenario], None], body: dict[str, Any], status: int, words: str) -> None:
+    async def scenario(engine: Engine) -> None:
+        got, message = await engine.call("POST", "/networks/create", body)
+        assert (got, words in message) == (status, True), message
+        assert len(engine.service.registry.all()) == 3
+
+    play(scenario)
+
+
+def test_a_refused_bridge_leaves_no_network(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        engine.kernel.fail = "rules"
+        with pytest.raises(NetlinkError):
+            await engine.service.run(engine.kernel.apply_rules, [], [])
+        status, message = await engine.call("POST", "/networks/create", {"Name": "blue"})
+        assert (status, "Operation not permitted" in message) == (500, True)
+        assert engine.service.registry.named("blue") is None
+        assert len(list(engine.store.all("network"))) == 3
+
+    play(scenario)
+
+
+def test_filters_and_prune(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        for name, label in (("blue", "x=1"), ("blues", "x=2"), ("red", "y")):
+            key, _, value = label.partition("=")
+            await engine.call("POST", "/networks/create", {"Name": name, "Labels": {key: value}})
+        await engine.service.connect(container(1, "red"))
+
+        async def names(**filters: list[str]) -> set[str]:
+            status, found = await engine.call("GET", "/networks", filters=filters)
+            assert status == 200
+            return {n["Name"] for n in found}
+
+        assert await names(name=["blue"]) == {"blue", "blues"}
+        assert await names(label=["x=1"]) == {"blue"}
+        assert await names(label=["x"], name=["s"]) == {"blues"}
+        assert await names(driver=["null", "host"]) == {"none", "host"}
+        assert await names(type=["custom"]) == {"blue", "blues", "red"}
+        assert await names(dangling=["true"]) == {"blue", "blues"}
+        assert await names(scope=["swarm"]) == set()
+        assert (await engine.call("GET", "/networks", filters={"nope": ["x"]})) == (400, "invalid filter 'nope'")
+        status, message = await engine.call("DELETE", "/networks/red")
+        assert (status, "has active endpoints" in message) == (403, True)
+        assert await engine.call("POST", "/networks/prune", filters={"until": ["1h"]}) == (
+            200,
+            {"NetworksDeleted": None},
+        )
+        assert await engine.call("POST", "/networks/prune", filters={"label!": ["x=2"]}) == (
+            200,
+            {"NetworksDeleted": ["blue"]},
+        )
+        assert await engine.call("POST", "/networks/prune") == (200, {"NetworksDeleted": ["blues"]})
+
+    play(scenario)
+
+
+def test_settings_running_and_stopped(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        request = container(
+            1, exposed_ports=("80/tcp", "443/tcp"), port_bindings={"80/tcp": (PortBinding("127.0.0.1", "0"),)}
+        )
+        stopped = engine.service.settings(request)
+        assert (stopped["Ports"], stopped["SandboxID"], stopped["IPAddress"]) == ({}, "", "")
+        assert stopped["Networks"]["bridge"]["IPAddress"] == ""
+        await engine.service.open_sandbox(request)
+        await engine.service.connect(request)
+        running = engine.service.settings(request)
+        assert (running["IPAddress"], running["IPPrefixLen"], running["Gateway"]) == ("172.17.0.2", 16, "172.17.0.1")
+        assert running["MacAddress"] == "02:42:ac:11:00:02"
+        assert running["Networks"]["bridge"]["EndpointID"] == running["EndpointID"]
+        assert running["Ports"]["443/tcp"] is None
+        (binding,) = running["Ports"]["80/tcp"]
+        assert binding["HostIp"] == "127.0.0.1"
+        listed = engine.service.port_list(request.container_id, request.exposed_ports)
+        public = {"IP": "127.0.0.1", "PrivatePort": 80, "PublicPort": int(binding["HostPort"]), "Type": "tcp"}
+        assert listed == [public, {"PrivatePort": 443, "Type": "tcp"}]
+        members = (await engine.call("GET", "/networks/bridge"))[1]["Containers"]
+        assert members[request.container_id]["IPv4Address"] == "172.17.0.2/16"
+        await engine.service.close_sandbox(request.container_id)
+        assert engine.service.settings(request) == stopped
+        assert engine.kernel.calls[-3:] == ["plug eth0 172.17.0.2/16", "publish 1", "unpublish 1"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("step", ["plug", "publish"])
+def test_a_failed_connect_gives_everything_back(play: Callable[[Scenario], None], step: str) -> None:
+    async def scenario(engine: Engine) -> None:
+        request = container(1, port_bindings={"80/tcp": (PortBinding("127.0.0.1", "0"),)})
+        engine.kernel.fail = step
+        with pytest.raises(Exception, match="failed to set up container networking: Operation not permitted"):
+            await engine.service.connect(request)
+        await engine.service.reaper.drain()
+        assert list(engine.store.all("endpoint")) == []
+        engine.kernel.fail = ""
+        await engine.service.connect(container(2))
+        assert engine.service.settings(container(2))["IPAddress"] == "172.17.0.2"
+
+    play(scenario)
+
+
+def test_validation_before_anything_is_stored(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        with pytest.raises(NotFound, match="^network nope not found$"):
+            engine.service.validate(container(1, "nope"))
+        fixed = {"bridge": {"IPAMConfig": {"IPv4Address": "172.17.0.9"}}}
+        with pytest.raises(InvalidArgument, match="supported on user defined networks only"):
+            engine.service.validate(container(1, endpoints=fixed))
+        with pytest.raises(InvalidArgument, match="invalid MAC address"):
+            engine.service.validate(container(1, mac_address="02:42"))
+        ports = {"80/tcp": (PortBinding("", "80"),)}
+        with pytest.raises(InvalidArgument, match="port publishing and the container type network mode"):
+            engine.service.validate(container(1, f"container:{2:064x}", port_bindings=ports))
+        engine.service.validate(container(1, "host", port_bindings=ports))
+
+    play(scenario)
+
+
+def test_several_networks_and_their_order(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        for name in ("blue", "apple"):
+            await engine.call("POST", "/networks/create", {"Name": name})
+        request = container(1, "blue", endpoints={"apple": {"Aliases": ["a"]}, "blue": {}})
+        await engine.service.connect(request)
+        assert engine.kernel.calls[-3:-1] == ["plug eth0 172.19.0.2/16", "plug eth1 172.20.0.2/16"]
+        views = engine.service.settings(request)["Networks"]
+        assert views["apple"]["DNSNames"] == ["c1", "a", "000000000000", "h1"]
+
+    play(scenario)
+
+
+def test_connect_by_api_is_kept_for_the_next_start(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        await engine.call("POST", "/networks/create", {"Name": "blue"})
+        status, _ = await engine.call("POST", "/networks/blue/connect", {"Container": "c1"})
+        assert status == 503, "containers are not wired yet"
+
+        class Directory:
+            def network_target(self, reference: str) -> NetworkTarget:
+                if reference != "c1":
+                    raise NotFound(f"No such container: {reference}")
+                return NetworkTarget(container(1), running=False)
+
+        engine.service.containers = Directory()
+        assert (await engine.call("POST", "/networks/blue/connect", {"Container": "x"}))[0] == 404
+        assert (await engine.call("POST", "/networks/host/connect", {"Container": "c1"}))[0] == 403
+        body = {"Container": "c1", "EndpointConfig": {"Aliases": ["db"], "IPAMConfig": None}}
+        assert (await engine.call("POST", "/networks/blue/connect", body))[0] == 200
+        engine.service = engine.new_service()
+        await engine.service.restore(frozenset())
+        assert engine.service.settings(container(1))["Networks"]["blue"]["Aliases"] == ["db"]
+        engine.service.forget(container(1).container_id)
+        assert list(engine.service.settings(container(1))["Networks"]) == ["bridge"]
+        assert list(engine.store.all("attachment")) == []
+
+    play(scenario)
+
+
+def test_daemon_flags() -> None:
+    class Flags:
+        bridge, bip, mtu, dns = "", "10.5.0.1/24", 1400, ("9.9.9.9",)
+        address_pools = ("base=10.0.0.0/8,size=24",)
+
+    options = options_of(Flags())
+    assert (options.bridge, options.bip, options.mtu) == ("gantry0", "10.5.0.1/24", 1400)
+    assert (options.pools, options.dns) == ((("10.0.0.0/8", 24),), ("9.9.9.9",))
