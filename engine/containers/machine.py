@@ -53,6 +53,8 @@ class Machine:
         self.restart_timer: asyncio.Task[None] | None = None
         self.backoff = 0.0
         self.execs: dict[str, ExecProcess] = {}
+        self.health: dict[str, Any] | None = None
+        """``State.Health`` as inspect shows it; None without a health check."""
         self.run = 0
         self.ended_run = 0
         self._launched = asyncio.Event()
