@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import grp
-import os
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -19,17 +15,15 @@ from engine.backend import Backend
 from engine.config import Config
 from engine.containers.service import ContainerService
 from engine.events import EventBus
+from engine.http.listeners import open_listeners
 from engine.http.router import Route, Router
 from engine.http.server import HttpServer
 from engine.images.service import ImageService
 from engine.network.service import NetworkService
 from engine.store import Store
 from engine.supervise import Supervisor
-from oci.errors import InvalidArgument, PermissionDenied, Unavailable
 
 log = structlog.get_logger()
-
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class _Users:
@@ -84,7 +78,8 @@ class App:
         tasks = [asyncio.create_task(self._supervisor.watch())] if self._supervisor is not None else []
         try:
             for host in self._config.hosts:
-                await self._listen(server, host)
+                for listener in open_listeners(host, self._config):
+                    await server.listen(listener)
             log.info("engine ready", hosts=self._config.hosts)
             await self._stop.wait()
         finally:
@@ -108,29 +103,3 @@ class App:
                 await self._supervisor.shutdown()
         # The answer to the request that asked for this goes out first.
         asyncio.get_running_loop().call_later(0.05, self._stop.set)
-
-    async def _listen(self, server: HttpServer, host: str) -> None:
-        url = urlsplit(host)
-        if url.scheme == "unix":
-            await self._listen_unix(server, url.path)
-        elif url.scheme == "tcp":
-            if url.hostname not in LOOPBACK:
-                raise PermissionDenied(
-                    f"refusing to listen on {host} without TLS: whoever reaches the port owns this host",
-                    hint="listen on 127.0.0.1, or on the unix socket and forward it by ssh",
-                )
-            await server.listen_tcp(url.hostname or "127.0.0.1", url.port or 2375)
-        else:
-            raise InvalidArgument(f"cannot listen on {host!r}", hint="use unix://PATH or tcp://127.0.0.1:PORT")
-
-    async def _listen_unix(self, server: HttpServer, path: str) -> None:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        await server.listen_unix(path)
-        try:
-            os.chown(path, -1, grp.getgrnam(self._config.group).gr_gid)
-        except KeyError:
-            log.info("no such group, the socket stays with ours", group=self._config.group, socket=path)
-        except OSError as error:
-            raise Unavailable(f"cannot give {path} to group {self._config.group}: {error.strerror}") from error

@@ -33,8 +33,24 @@ FLAG_OF_KEY = {
     "registry-mirrors": "registry_mirror",
     "default-address-pools": "default_address_pool",
     "dns": "dns",
+    "tls": "tls",
+    "tlsverify": "tlsverify",
+    "tlscacert": "tlscacert",
+    "tlscert": "tlscert",
+    "tlskey": "tlskey",
+    "insecure-tcp": "insecure_tcp",
 }
 """daemon.json's keys and the flag each one is."""
+
+
+class TlsFiles(msgspec.Struct, frozen=True):
+    """TLS of TCP listeners: ``on``, whether clients are verified, and the PEM files."""
+
+    on: bool = False
+    verify: bool = False
+    authority: str = ""
+    certificate: str = ""
+    key: str = ""
 
 
 class Config(msgspec.Struct, frozen=True):
@@ -54,13 +70,15 @@ class Config(msgspec.Struct, frozen=True):
     registry_mirrors: tuple[str, ...] = ()
     address_pools: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
+    tls: TlsFiles = TlsFiles()
+    insecure_tcp: bool = False
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of gantryd."""
     out = argparse.ArgumentParser("gantryd", description="The Gantry engine: speaks the Docker Engine API.")
     add = out.add_argument
-    add("-H", "--host", action="append", metavar="URL", help="listen here: unix://PATH or tcp://127.0.0.1:PORT")
+    add("-H", "--host", action="append", metavar="URL", help="listen here: unix://PATH, tcp://ADDRESS:PORT or fd://")
     add("--data-root", metavar="DIR", help="images, containers and volumes")
     add("--exec-root", metavar="DIR", help="sockets, pid files and other run-time state")
     add("--containerd", metavar="SOCKET", help="use this containerd instead of starting containerd-py")
@@ -76,7 +94,14 @@ def parser() -> argparse.ArgumentParser:
     add("--registry-mirror", action="append", metavar="URL")
     add("--default-address-pool", action="append", metavar="base=CIDR,size=N")
     add("--dns", action="append", metavar="ADDRESS")
+    add("--tls", action="store_true", default=None, help="TLS on TCP; any client may connect")
+    add("--tlsverify", action="store_true", default=None, help="TLS on TCP; clients need a certificate")
+    add("--tlscacert", metavar="FILE", help="authority that signed the clients' certificates (default DIR/ca.pem)")
+    add("--tlscert", metavar="FILE", help="our certificate (default DIR/server-cert.pem or DIR/cert.pem)")
+    add("--tlskey", metavar="FILE", help="our key (default DIR/server-key.pem or DIR/key.pem)")
+    add("--insecure-tcp", action="store_true", default=None, help="allow TCP without TLS beyond this machine")
     add("-v", "--version", action="store_true")
+    out.epilog = "DIR is $DOCKER_CERT_PATH, else ~/.docker"
     return out
 
 
@@ -138,4 +163,25 @@ def load(argv: list[str]) -> Config:
         registry_mirrors=tuple(values["registry_mirror"] or ()),
         address_pools=tuple(values["default_address_pool"] or ()),
         dns=tuple(values["dns"] or ()),
+        tls=_tls_files(values),
+        insecure_tcp=bool(values["insecure_tcp"]),
+    )
+
+
+def _tls_files(values: dict[str, Any]) -> TlsFiles:
+    """What the ``tls*`` options mean: one of them switches TLS on, as with dockerd."""
+    if not any(values[key] for key in ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey")):
+        return TlsFiles()
+    directory = os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker")
+
+    def default(*names: str) -> str:
+        found = (f"{directory}/{name}" for name in names if os.path.exists(f"{directory}/{name}"))
+        return next(found, f"{directory}/{names[-1]}")
+
+    return TlsFiles(
+        on=True,
+        verify=bool(values["tlsverify"] or values["tlscacert"]),
+        authority=values["tlscacert"] or default("ca.pem"),
+        certificate=values["tlscert"] or default("server-cert.pem", "cert.pem"),
+        key=values["tlskey"] or default("server-key.pem", "key.pem"),
     )

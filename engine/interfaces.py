@@ -60,7 +60,8 @@ class SandboxRequest(msgspec.Struct, frozen=True):
     """All a network needs to know about a container.
 
     ``mode`` is ``HostConfig.NetworkMode`` resolved to ``bridge``, ``none``, ``host``, ``container:<64-hex>`` or a
-    network name. ``endpoints`` is ``NetworkingConfig.EndpointsConfig`` as given (Docker's JSON objects by network name).
+    network name. ``endpoints`` is ``NetworkingConfig.EndpointsConfig`` as given (Docker's JSON objects by network
+    name).
     Ports are keyed ``80/tcp``.
     """
 
@@ -90,7 +91,8 @@ class Networks(Protocol):
     """Network sandboxes of containers. Every method is idempotent; state survives the daemon in ``engine.db``.
 
     Life cycle: ``validate`` at container create; at start ``open_sandbox`` (fast: a pinned namespace), then
-    ``connect`` in parallel with the task's creation, awaited before the task starts; ``close_sandbox`` when the container has ended.
+    ``connect`` in parallel with the task's creation, awaited before the task starts; ``close_sandbox`` when the
+    container has ended.
     """
 
     def validate(self, request: SandboxRequest) -> None:

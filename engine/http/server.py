@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import functools
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -16,8 +18,10 @@ import h11
 import structlog
 
 from engine.http.errors import HttpError, body_of, status_of
+from engine.http.listeners import Listener
 from engine.http.messages import JSON, Answer, Hijack, Request, Response, parse_query
 from engine.http.router import API_VERSION, Router, split_version, version_text
+from engine.http.tls import TlsStream
 from oci.errors import GantryError
 from oci.version import __version__
 
@@ -35,10 +39,14 @@ COMMON_HEADERS = (
 )
 
 
+Reader = asyncio.StreamReader | TlsStream
+Writer = asyncio.StreamWriter | TlsStream
+
+
 class _StreamDuplex:
     """A hijacked connection over asyncio streams."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, early: bytes, eof: bool) -> None:
+    def __init__(self, reader: Reader, writer: Writer, early: bytes, eof: bool) -> None:
         self._reader, self._writer, self._early, self._eof = reader, writer, early, eof
 
     async def read(self, limit: int = READ_SIZE) -> bytes:
@@ -67,7 +75,7 @@ class _StreamDuplex:
 class Connection:
     """One client connection, from the first request to the last byte."""
 
-    def __init__(self, router: Router, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, router: Router, reader: Reader, writer: Writer) -> None:
         self._router = router
         self._reader = reader
         self._writer = writer
@@ -242,21 +250,31 @@ class HttpServer:
         self._servers: list[asyncio.Server] = []
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def listen_unix(self, path: str, *, mode: int = 0o660) -> None:
-        """Listen on a unix socket at ``path``, replacing a dead one."""
-        self._servers.append(await asyncio.start_unix_server(self._accept, path, limit=READ_SIZE, backlog=512))
-        os.chmod(path, mode)
+    async def listen(self, listener: Listener) -> None:
+        """Serve what connects to a listening socket, which belongs to this server from now on."""
+        accept = functools.partial(self._accept, listener.tls)
+        if listener.socket.family == socket.AF_UNIX:
+            server = await asyncio.start_unix_server(accept, sock=listener.socket, limit=READ_SIZE)
+        else:
+            server = await asyncio.start_server(accept, sock=listener.socket, limit=READ_SIZE)
+        self._servers.append(server)
 
-    async def listen_tcp(self, host: str, port: int) -> None:
-        """Listen on plain TCP."""
-        self._servers.append(await asyncio.start_server(self._accept, host, port, limit=READ_SIZE, backlog=512))
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(
+        self, tls: ssl.SSLContext | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
         try:
-            await Connection(self._router, reader, writer).serve()
+            if tls is None:
+                await Connection(self._router, reader, writer).serve()
+            else:
+                stream = TlsStream(tls, reader, writer)
+                await stream.handshake()
+                await Connection(self._router, stream, stream).serve()
+        except (ssl.SSLError, ConnectionError, TimeoutError) as error:
+            log.info("connection refused", error=str(error) or type(error).__name__)
+            writer.transport.abort()
         except asyncio.CancelledError:
             writer.transport.abort()
         except Exception:
