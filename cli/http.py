@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from cli.errors import ApiError, CommandFailed, EngineUnreachable
+from cli import transport
+from cli.errors import ApiError, CommandFailed
 
 API = "/v1.51"
 CHUNK = 1 << 16
@@ -135,36 +135,14 @@ class Reply:
 
 
 class Client:
-    """The engine at ``host`` (``unix://PATH`` or ``tcp://HOST:PORT``)."""
+    """The engine at ``host`` (a URL as ``transport.connect`` takes it)."""
 
     def __init__(self, host: str) -> None:
         self.host = host
 
     def connect(self) -> socket.socket:
         """A fresh connection; raises ``EngineUnreachable`` with the next step."""
-        scheme, _, rest = self.host.partition("://")
-        try:
-            if scheme == "unix":
-                sock = socket.socket(socket.AF_UNIX)
-                try:
-                    sock.connect(rest)
-                except BaseException:
-                    sock.close()
-                    raise
-                return sock
-            if scheme == "tcp":
-                name, _, port = rest.rstrip("/").rpartition(":")
-                return socket.create_connection((name.strip("[]"), int(port)), timeout=None)
-        except PermissionError:
-            raise EngineUnreachable(
-                f"permission denied on {self.host}: join the group that owns the socket, or run as root"
-            ) from None
-        except (OSError, ValueError) as error:
-            reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-            raise EngineUnreachable(
-                f"cannot reach the engine at {self.host}: {reason} (start it with 'gantry up')"
-            ) from None
-        raise CommandFailed(f"unsupported host {self.host!r}: use unix://PATH or tcp://HOST:PORT")
+        return transport.connect(self.host)
 
     def send(
         self,

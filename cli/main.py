@@ -28,10 +28,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "image": ("images", "Manage images: 'gantry image bootstrap' makes a base image"),
     "up": ("system", "Start the engine"),
     "down": ("system", "Stop the engine and its containers"),
+    "system": ("host", "Install the engine as a service; connect to it over ssh"),
+    "certs": ("certs", "Make certificates for an engine that listens on TCP"),
+    "doctor": ("host", "Say what this host lacks for containers, and how to mend it"),
     "version": ("system", "Show the versions of client and engine"),
     "info": ("system", "Show what the engine and its host are"),
 }
 """Command: (module below ``cli.commands``, help). A module has ``parser(name)`` and ``execute(name, arguments)``."""
+
+TLS_FLAGS = frozenset({"--tls", "--tlsverify", "--tlscacert", "--tlscert", "--tlskey"})
 
 USAGE = """Usage: gantry [-H URL] COMMAND [OPTIONS]
 
@@ -41,7 +46,8 @@ Commands:
 {commands}
 
 Options:
-  -H, --host URL   the engine: unix://PATH or tcp://HOST:PORT (environment: GANTRY_HOST)
+  -H, --host URL   the engine: unix://PATH, tcp://HOST:PORT or ssh://HOST (environment: GANTRY_HOST)
+  --tlsverify      TLS, with the files of --tlscacert, --tlscert, --tlskey (default: of ~/.docker, as docker has it)
   -v, --version    print the version of this client
 
 'gantry COMMAND --help' tells more."""
@@ -50,6 +56,20 @@ Options:
 def usage() -> str:
     """The text of ``gantry --help``."""
     return USAGE.format(commands="\n".join(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()))
+
+
+def _tls_flag(flag: str, argv: list[str]) -> None:
+    """Note one of Docker's TLS flags for ``cli.transport``."""
+    from cli import transport
+
+    name, equals, value = flag.partition("=")
+    if name in ("--tls", "--tlsverify"):
+        if value not in ("false", "0"):
+            transport.tls_options[name[2:]] = "1"
+        return
+    if not equals and not argv:
+        raise CommandFailed(f"flag {name} needs a file", 125)
+    transport.tls_options[name[2:]] = value if equals else argv.pop(0)
 
 
 def _split(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -63,6 +83,8 @@ def _split(argv: list[str]) -> tuple[str | None, list[str]]:
             host = argv.pop(0)
         elif flag.startswith("--host="):
             host = flag[len("--host=") :]
+        elif flag.split("=")[0] in TLS_FLAGS:
+            _tls_flag(flag, argv)
         elif flag in ("-v", "--version"):
             argv[:] = ["version", "--client"]
         elif flag in ("-h", "--help"):

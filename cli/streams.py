@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
+import socket
 import struct
 import sys
 import termios
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from cli import transport
 from cli.http import Reply
 
 CHUNK = 1 << 16
@@ -94,26 +97,81 @@ def pump(reply: Reply, *, stdin: bool, terminal: bool) -> None:
 
     sys.stdout.flush()
     show(reply.early())
-    sock = reply.socket
-    with selectors.DefaultSelector() as selector:
-        selector.register(sock, selectors.EVENT_READ)
+    _Pump(reply.socket, show).run(stdin)
+
+
+class _Pump:
+    """Both directions at once: a full socket never keeps the other direction waiting."""
+
+    def __init__(self, sock: socket.socket, show: Callable[[bytes], None]) -> None:
+        self._socket = sock
+        self._show = show
+        self._unsent = b""
+        # poll takes regular files too, which epoll refuses.
+        self._selector = selectors.PollSelector()
+
+    def run(self, stdin: bool) -> None:
+        """Until the engine ends its half."""
+        self._socket.setblocking(False)
+        self._selector.register(self._socket, selectors.EVENT_READ)
         if stdin:
-            try:
-                selector.register(0, selectors.EVENT_READ)
-            except PermissionError:
-                # epoll refuses regular files, which are always readable: send such a stdin at once.
-                while data := os.read(0, CHUNK):
-                    sock.sendall(data)
-                sock.shutdown(1)
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is sock:
-                    data = sock.recv(CHUNK)
-                    if not data:
+            self._listen(True)
+        with self._selector:
+            while True:
+                for key, events in self._selector.select():
+                    if key.fileobj is not self._socket:
+                        self._take()
+                        continue
+                    if events & selectors.EVENT_READ and not self._receive():
                         return
-                    show(data)
-                elif data := os.read(0, CHUNK):
-                    sock.sendall(data)
-                else:
-                    selector.unregister(0)
-                    sock.shutdown(1)
+                    if self._unsent:
+                        self._send()
+
+    def _listen(self, on: bool) -> None:
+        """Read stdin, or let it wait until what was read is sent."""
+        if on:
+            self._selector.register(0, selectors.EVENT_READ)
+        else:
+            self._selector.unregister(0)
+
+    def _take(self) -> None:
+        self._listen(False)
+        data = os.read(0, CHUNK)
+        if not data:
+            transport.half_close(self._socket)
+            self._socket.setblocking(False)
+            return
+        self._unsent = data
+        self._selector.modify(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
+
+    def _send(self) -> None:
+        """Send what waits, as far as the engine takes it now."""
+        with contextlib.suppress(BlockingIOError, *_want()):
+            try:
+                self._unsent = self._unsent[self._socket.send(self._unsent) :]
+            except (BrokenPipeError, ConnectionResetError):
+                # It ended before it read everything; what it said is still to be read.
+                self._unsent = b""
+                self._selector.modify(self._socket, selectors.EVENT_READ)
+                return
+        if not self._unsent:
+            self._selector.modify(self._socket, selectors.EVENT_READ)
+            self._listen(True)
+
+    def _receive(self) -> bool:
+        """Show what came; False at the end."""
+        with contextlib.suppress(BlockingIOError, *_want()):
+            while True:
+                data = self._socket.recv(CHUNK)
+                if not data:
+                    return False
+                self._show(data)
+                if not getattr(self._socket, "pending", int)():
+                    return True
+        return True
+
+
+def _want() -> tuple[type[Exception], ...]:
+    """TLS's words for "later", where TLS is in use."""
+    ssl = sys.modules.get("ssl")
+    return (ssl.SSLWantReadError, ssl.SSLWantWriteError) if ssl is not None else ()

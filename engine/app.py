@@ -22,6 +22,7 @@ from engine.images.service import ImageService
 from engine.network.service import NetworkService
 from engine.store import Store
 from engine.supervise import Supervisor
+from oci.notify import notify
 
 log = structlog.get_logger()
 
@@ -81,7 +82,9 @@ class App:
                 for listener in open_listeners(host, self._config):
                     await server.listen(listener)
             log.info("engine ready", hosts=self._config.hosts)
+            notify("READY=1")
             await self._stop.wait()
+            notify("STOPPING=1")
         finally:
             for task in tasks:
                 task.cancel()
