@@ -17,6 +17,7 @@ from containerd_py.diff.apply import OPAQUE, WHITEOUT
 from containerd_py.diff.streams import compressor
 
 _OVERLAY = "trusted.overlay."
+_OVERLAY_MARKS = (_OVERLAY, "user.overlay.")
 _PIECE = 1 << 20
 Mounts = list[list[Any]]
 
@@ -77,7 +78,7 @@ def _needs_overlay(upper: str) -> bool:
     for directory, _names, files in os.walk(upper):
         for path in (directory, *(os.path.join(directory, f) for f in files)):
             attributes = os.listxattr(path, follow_symlinks=False)
-            if _OVERLAY + "redirect" in attributes or _OVERLAY + "metacopy" in attributes:
+            if any(mark + what in attributes for mark in _OVERLAY_MARKS for what in ("redirect", "metacopy")):
                 return True
     return False
 
@@ -136,11 +137,11 @@ class LayerWriter:
         if self._epoch is not None and seconds >= self._epoch:
             seconds, nanos = self._epoch, 0
         header.mtime = seconds
-        if nanos:
-            header.pax_headers["mtime"] = f"{seconds}.{nanos:09d}"
+        extended = {"mtime": f"{seconds}.{nanos:09d}"} if nanos else {}
         self._set_type(header, path, info)
         if header.type != tarfile.LNKTYPE:
-            _add_xattrs(header, path)
+            extended.update(_xattr_records(path))
+        header.pax_headers = extended
         return header
 
     def _set_type(self, header: tarfile.TarInfo, path: str, info: os.stat_result) -> None:
@@ -181,11 +182,14 @@ class LayerWriter:
             os.close(fd)
 
 
-def _add_xattrs(header: tarfile.TarInfo, path: str) -> None:
+def _xattr_records(path: str) -> dict[str, str]:
+    """Extended attributes as pax records (``SCHILY.xattr.NAME``), those of the overlay and of the system left out."""
+    records = {}
     for name in os.listxattr(path, follow_symlinks=False):
-        if not name.startswith((_OVERLAY, "user.overlay.", "system.")):
+        if not name.startswith((*_OVERLAY_MARKS, "system.")):
             value = os.getxattr(path, name, follow_symlinks=False)
-            header.pax_headers[f"SCHILY.xattr.{name}"] = value.decode("utf-8", "surrogateescape")
+            records[f"SCHILY.xattr.{name}"] = value.decode("utf-8", "surrogateescape")
+    return records
 
 
 def _names(directory: str) -> list[str]:
@@ -214,10 +218,11 @@ def write_upper(upper: str, out: DigestingWriter, epoch: int | None) -> None:
 
 
 def _is_opaque(path: str) -> bool:
-    try:
-        return os.getxattr(path, _OVERLAY + "opaque", follow_symlinks=False) == b"y"
-    except OSError:
-        return False
+    names = os.listxattr(path, follow_symlinks=False)
+    return any(
+        mark + "opaque" in names and os.getxattr(path, mark + "opaque", follow_symlinks=False) == b"y"
+        for mark in _OVERLAY_MARKS
+    )
 
 
 def write_changes(left: str, right: str, out: DigestingWriter, epoch: int | None) -> None:
@@ -230,18 +235,21 @@ def write_changes(left: str, right: str, out: DigestingWriter, epoch: int | None
             writer.white_out(name)
 
 
-def _changes(left: str, right: str, prefix: str) -> Iterator[tuple[str, bool]]:
-    old = set(_names(os.path.join(left, prefix))) if _is_directory(os.path.join(left, prefix)) else set()
+def _changes(left: str | None, right: str, prefix: str) -> Iterator[tuple[str, bool]]:
+    """(name, whether it still exists); ``left`` is None below what was no directory there, so no link is followed."""
+    old = set(_names(os.path.join(left, prefix))) if left is not None else set()
     new = set(_names(os.path.join(right, prefix)))
     for base in sorted(old | new):
         name = f"{prefix}/{base}" if prefix else base
         if base not in new:
             yield name, False
             continue
-        if base not in old or not _same(os.path.join(left, name), os.path.join(right, name)):
+        known = left is not None and base in old
+        if left is None or not known or not _same(os.path.join(left, name), os.path.join(right, name)):
             yield name, True
         if _is_directory(os.path.join(right, name)):
-            yield from _changes(left, right, name)
+            below = left if left is not None and known and _is_directory(os.path.join(left, name)) else None
+            yield from _changes(below, right, name)
 
 
 def _is_directory(path: str) -> bool:
@@ -262,4 +270,4 @@ def _same(left: str, right: str) -> bool:
 
 def _xattrs(path: str) -> dict[str, bytes]:
     names = os.listxattr(path, follow_symlinks=False)
-    return {n: os.getxattr(path, n, follow_symlinks=False) for n in names if not n.startswith(_OVERLAY)}
+    return {n: os.getxattr(path, n, follow_symlinks=False) for n in names if not n.startswith(_OVERLAY_MARKS)}

@@ -65,7 +65,7 @@ class LayerWorkers:
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "containerd_py.diff.worker", self._directory],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,

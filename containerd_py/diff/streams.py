@@ -46,7 +46,7 @@ def _factory(kind: str) -> Callable[[], _Decompressor]:
     if kind == "gzip":
         from isal import igzip_lib
 
-        return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)  # type: ignore[no-any-return] # isal is untyped
+        return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     if kind == "bzip2":
         import bz2
 
@@ -161,7 +161,7 @@ def compressor(kind: str) -> Compressor:
     if kind == "gzip":
         from isal import isal_zlib
 
-        return isal_zlib.compressobj(level=2, wbits=31)  # type: ignore[no-any-return] # isal is untyped
+        return isal_zlib.compressobj(level=2, wbits=31)
     if kind == "zstd":
         import zstandard
 

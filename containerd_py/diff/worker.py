@@ -109,11 +109,16 @@ def diff_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, Any
     epoch = job.get("epoch")
     mounting.private_namespace()
     upper = create.upper_of(job["left"], job["right"])
+    # A container may be running in there and swap a directory for a link at any moment: a chroot contains it.
     if upper is not None:
-        create.write_upper(upper, writer, epoch)
+        os.chroot(upper)
+        os.chdir("/")
+        create.write_upper("/", writer, epoch)
     else:
-        left, right = _mounted(job["left"], "left"), _mounted(job["right"], "right")
-        create.write_changes(left, right, writer, epoch)
+        for side in ("left", "right"):
+            _mounted(job[side], side)
+        os.chroot(".")
+        create.write_changes("/left", "/right", writer, epoch)
     del answers
     return writer.finish()
 
