@@ -6,6 +6,7 @@ Rule: this class only wires; what is done to containers is in the modules around
 from __future__ import annotations
 
 from engine.backend import Backend
+from engine.containers.exec import Execs
 from engine.containers.registry import Registry
 from engine.events import EventBus
 from engine.interfaces import Images, Networks
@@ -20,3 +21,4 @@ class ContainerService(Registry):
         self, store: Store, backend: Backend, bus: EventBus, images: Images, networks: Networks, paths: HostPaths
     ) -> None:
         super().__init__(store, backend, bus, images, networks, paths)
+        self.execs = Execs(self)
