@@ -98,7 +98,10 @@ class LayerWriter:
         """Write the file, directory, link or node ``name`` of the root, after its parent directories."""
         self._add_parents(name)
         path = os.path.join(self._root, name)
-        info = os.lstat(path)
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:
+            return  # a running container removed it since the directory was listed
         if stat.S_ISSOCK(info.st_mode):
             return  # sockets have no place in tar
         header = self._header(name, path, info)

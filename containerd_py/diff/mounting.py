@@ -1,6 +1,7 @@
 """mount(2) for the layer worker, without protobuf: the few calls a child needs between fork and chroot.
 
-Rule: called only after ``private_namespace``, so nothing outlives the process. Sources: mount(2), unshare(2), syncfs(2).
+Rule: called only after ``private_namespace``, so nothing outlives the process.
+Sources: mount(2), unshare(2), syncfs(2).
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from oci.errors import Code, GantryError
 _CLONE_NEWNS = 0x20000
 _MS_REC, _MS_PRIVATE, _MS_BIND, _MS_REMOUNT = 0x4000, 0x40000, 0x1000, 0x20
 _FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "bind": _MS_BIND, "rbind": _MS_BIND | _MS_REC}
+_MNT_DETACH = 2
 _PAGE = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 
@@ -61,9 +64,33 @@ def mount_all(mounts: list[list[Any]], target: str) -> None:
         place = f"{target}/{below.lstrip('/')}" if below else target
         if kind == "bind":
             flags |= _MS_BIND
-        _mount(source, place, kind, flags & ~1 if flags & _MS_BIND else flags, ",".join(data))
+        flags_now = flags & ~1 if flags & _MS_BIND else flags
+        if sum(map(len, data)) + len(data) >= _PAGE - 1:
+            _mount_from_below(source, os.path.abspath(place), kind, flags_now, data)
+        else:
+            _mount(source, place, kind, flags_now, ",".join(data))
         if flags & _MS_BIND and flags & 1:
             _mount("none", place, "", _MS_REMOUNT | _MS_BIND | 1, "")
+
+
+def _mount_from_below(source: str, target: str, kind: str, flags: int, data: list[str]) -> None:
+    """Many layers: name them relative to the directory they share, as mount(2) takes one page of options."""
+    lower = next((o for o in data if o.startswith("lowerdir=")), "lowerdir=/")[len("lowerdir=") :].split(":")
+    shared = os.path.commonpath(lower)
+    short = "lowerdir=" + ":".join(os.path.relpath(path, shared) for path in lower)
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir(shared)
+        options = [short if o.startswith("lowerdir=") else o for o in data]
+        _mount(source, target, kind, flags, ",".join(options))
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def unmount(path: str) -> None:
+    """Detach what is mounted on ``path``."""
+    _check(_libc.umount2(os.fsencode(path), _MNT_DETACH), f"unmount {path}")
 
 
 def sync_file_system(path: str) -> None:

@@ -86,7 +86,8 @@ class LayerWorkers:
     ) -> Applied:
         """Unpack the layer blob open as ``fd`` into ``mounts``. ``progress`` is told of bytes read.
 
-        Raises ``DataLoss`` (corrupt archive), ``InvalidArgument`` (what no layer may hold), ``ResourceExhausted`` (disk full).
+        Raises ``DataLoss`` (corrupt archive), ``InvalidArgument`` (what no layer may hold), ``ResourceExhausted``
+        (disk full).
         """
         answer = await self._run({"op": "apply", "mounts": _parts(mounts), "sync": sync}, fd, progress)
         return Applied(answer["digest"], answer["size"], answer["entries"])

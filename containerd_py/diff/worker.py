@@ -4,8 +4,8 @@ Rule: hostile input is handled only in the child, which has a private mount name
 ends with the layer. Standard library and decompressors only; single-threaded until it forks.
 
 Protocol (``AF_UNIX``/``SOCK_SEQPACKET`` on fd 0): a JSON job with two descriptors, the job's own answer socket
-(``SOCK_SEQPACKET``) and the data (blob to read, or file to write). The child answers ``{"progress": N}`` now and then and at
-the end ``{"digest", "size", …}`` or ``{"error": code, "message"}``. It ends when its answer socket is closed.
+(``SOCK_SEQPACKET``) and the data (blob to read, or file to write). The child answers ``{"progress": N}`` now and then
+and at the end ``{"digest", "size", …}`` or ``{"error": code, "message"}``. It ends when its answer socket is closed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _explained(error: OSError, name: str) -> GantryError:
 
 
 def diff_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, Any]:
-    """Write the changes from ``left`` to ``right`` mounts as a tar to ``fd``; digests of the plain and written bytes."""
+    """Write the changes from ``left`` to ``right`` mounts as a tar to ``fd``; digests of plain and written bytes."""
     writer = create.DigestingWriter(fd, job["compression"])
     epoch = job.get("epoch")
     mounting.private_namespace()
