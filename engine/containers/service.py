@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from engine.backend import Backend
 from engine.containers.exec import Execs
+from engine.containers.logs import Logs
 from engine.containers.registry import Registry
 from engine.events import EventBus
 from engine.interfaces import Images, Networks
@@ -22,3 +23,4 @@ class ContainerService(Registry):
     ) -> None:
         super().__init__(store, backend, bus, images, networks, paths)
         self.execs = Execs(self)
+        self.logs = Logs(self)
