@@ -10,6 +10,7 @@ from engine.api import containers as containers_api
 from engine.api import exec as exec_api
 from engine.api import images as images_api
 from engine.api import networks as networks_api
+from engine.api import swarm as swarm_api
 from engine.api.system import SystemApi
 from engine.backend import Backend
 from engine.config import Config
@@ -65,6 +66,7 @@ class App:
             *exec_api.routes(self.containers),
             *images_api.routes(self.images),
             *networks_api.routes(self.networks),
+            *swarm_api.routes(),
         ]
 
     async def run(self) -> None:
