@@ -1,7 +1,7 @@
 """``docs/api-compatibility.md``, made from the route table: what of the Docker Engine API works, and how far.
 
-Rule: the page is generated (``python -m engine.api.compatibility``) and a test holds it to the routes; an endpoint of Docker's
-that has no route is listed as not built. Source of ``OPERATIONS``: the Docker Engine API reference, version 1.51.
+Rule: the page is generated (``python -m engine.api.compatibility``) and a test holds it to the routes; an endpoint of
+Docker's that has no route is listed as not built. Source of ``OPERATIONS``: the Docker Engine API reference, version 1.51.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ OPERATIONS: dict[str, str] = {
     "System": """GET /_ping; HEAD /_ping; POST /auth; GET /events; GET /info; GET /system/df; GET /version""",
     "Containers": """
         GET /containers/json; POST /containers/create; GET /containers/{id}/json; GET /containers/{id}/top;
-        GET /containers/{id}/logs; GET /containers/{id}/changes; GET /containers/{id}/export; GET /containers/{id}/stats;
+        GET /containers/{id}/logs; GET /containers/{id}/changes; GET /containers/{id}/export;
+        GET /containers/{id}/stats;
         POST /containers/{id}/resize; POST /containers/{id}/start; POST /containers/{id}/stop;
         POST /containers/{id}/restart; POST /containers/{id}/kill; POST /containers/{id}/update;
         POST /containers/{id}/rename; POST /containers/{id}/pause; POST /containers/{id}/unpause;
