@@ -1,7 +1,8 @@
 """Volumes of the ``local`` driver: a directory each, under ``<data-root>/volumes/<name>/_data``.
 
 Rule: a volume is in the store before its directory is made and leaves the store after its directory is gone, so that
-a sweep at start can finish what a crash interrupted.
+a sweep at start can finish what a crash interrupted. A volume with driver options is mounted on its directory from the
+first use to the last.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from engine.containers.volume_mounts import check_options, mount_volume, unmount_volume
 from engine.store import Store
-from oci.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from oci.errors import FailedPrecondition, InvalidArgument, NotFound
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
@@ -43,6 +45,8 @@ class Volumes:
         self._store = store
         self._root = root
         self._users: Callable[[str], list[str]] = lambda name: []
+        self._publish: Callable[[str, str, dict[str, str]], object] = lambda action, name, attributes: None
+        self._mounted: dict[str, set[str]] = {}
         self._volumes = {key: msgspec.json.decode(body, type=Volume) for key, body in store.all("volume")}
 
     def bind_users(self, users: Callable[[str], list[str]]) -> None:
@@ -82,11 +86,6 @@ class Volumes:
         """
         if driver not in ("", "local"):
             raise NotFound(f"error looking up volume plugin {driver}: plugin {driver!r} not found")
-        if options:
-            raise Unimplemented(
-                f"options of the local volume driver are not built yet: {', '.join(sorted(options))}",
-                hint="mount the file system on the host and use a bind mount",
-            )
         if not name:
             name = secrets.token_hex(32)
         elif not _NAME.fullmatch(name):
@@ -95,6 +94,7 @@ class Volumes:
                 'only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. '
                 "If you intended to pass a host directory, use absolute path"
             )
+        check_options(name, options)
         existing = self._volumes.get(name)
         if existing is not None:
             os.makedirs(self.path(name), mode=0o755, exist_ok=True)
@@ -103,7 +103,35 @@ class Volumes:
         self._store.put("volume", name, msgspec.json.encode(volume))
         self._volumes[name] = volume
         os.makedirs(self.path(name), mode=0o755, exist_ok=True)
+        self._tell(name, "create")
         return volume, True
+
+    def bind_events(self, tell: Callable[[str, str, dict[str, str]], object]) -> None:
+        """``tell(action, name, attributes)`` publishes volume events."""
+        self._publish = tell
+
+    def _tell(self, name: str, action: str, **attributes: str) -> None:
+        self._publish(action, name, {"driver": "local", **attributes})
+
+    async def use(self, name: str, container_id: str) -> None:
+        """A container is about to use the volume: mount it if it has options. Idempotent."""
+        volume = self._volumes.get(name)
+        if volume is None or not volume.options:
+            return
+        self._mounted.setdefault(name, set()).add(container_id)
+        await asyncio.to_thread(mount_volume, name, volume.options, self.path(name))
+
+    async def release(self, name: str, container_id: str) -> None:
+        """A container no longer uses the volume: unmount it after the last one. Idempotent."""
+        users = self._mounted.get(name, set())
+        users.discard(container_id)
+        volume = self._volumes.get(name)
+        if volume is not None and volume.options and not users:
+            await asyncio.to_thread(unmount_volume, self.path(name))
+
+    async def usage(self, name: str) -> tuple[int, int]:
+        """(bytes on disk, number of containers) for ``system df``."""
+        return await asyncio.to_thread(disk_usage, self.path(name)), len(self._users(name))
 
     async def remove(self, name: str) -> None:
         """Delete a volume and its data; raises ``NotFound``, ``FailedPrecondition`` while a container uses it."""
@@ -111,6 +139,32 @@ class Volumes:
         users = self._users(name)
         if users:
             raise FailedPrecondition(f"remove {name}: volume is in use - [{', '.join(users)}]")
+        # Never into a file system that is mounted there.
+        await asyncio.to_thread(unmount_volume, self.path(name))
         await asyncio.to_thread(shutil.rmtree, f"{self._root}/{name}", ignore_errors=True)
         self._store.delete("volume", name)
         self._volumes.pop(name, None)
+        self._tell(name, "destroy")
+
+
+def disk_usage(path: str) -> int:
+    """Bytes of all files below ``path``, hard links once, links not followed; files that go meanwhile count nothing."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    pending = [path]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(entry.path)
+            elif status.st_nlink == 1 or (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
+    return total
