@@ -1,7 +1,7 @@
 """``docs/api-compatibility.md``, made from the route table: what of the Docker Engine API works, and how far.
 
 Rule: the page is generated (``python -m engine.api.compatibility``) and a test holds it to the routes; an endpoint of
-Docker's that has no route is listed as not built. Source of ``OPERATIONS``: the Docker Engine API reference, version 1.51.
+Docker's that has no route is listed as not built. Source of ``OPERATIONS``: Docker Engine API reference, version 1.51.
 """
 
 from __future__ import annotations
