@@ -1,0 +1,1 @@
+"""The distribution client: registries over HTTP. Nothing here knows the stores."""
