@@ -102,14 +102,14 @@ def test_prune_takes_anonymous_ones_first(call: Api, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": "1"}, 'create v: invalid option: "size"'),
-        ({"type": "tmpfs"}, 'create v: missing required option: "device"'),
-        ({"o": "ro", "device": "/x"}, 'create v: missing required option: "type"'),
+        ({"size": "1"}, 'create vol: invalid option: "size"'),
+        ({"type": "tmpfs"}, 'create vol: missing required option: "device"'),
+        ({"o": "ro", "device": "/x"}, 'create vol: missing required option: "type"'),
     ],
 )
 def test_options_are_checked(call: Api, options: dict[str, str], words: str) -> None:
     with pytest.raises(InvalidArgument, match=words):
-        call("POST", "/volumes/create", {"Name": "v", "DriverOpts": options})
+        call("POST", "/volumes/create", {"Name": "vol", "DriverOpts": options})
     assert call("GET", "/volumes")[1]["Volumes"] == []
 
 
