@@ -130,7 +130,10 @@ class Applier:
         victim = base[len(WHITEOUT) :]
         if victim in ("", ".", ".."):
             raise InvalidArgument(f"archive member {base!r} is a whiteout without a name")
-        self._remove(f"{parent}/{victim}")
+        self._white_out_path(f"{parent}/{victim}")
+
+    def _white_out_path(self, path: str) -> None:
+        self._remove(path)
 
     def _touch(self, path: str) -> None:
         """Remember that this layer wrote ``path``, for opaque markers that come later."""
@@ -177,6 +180,8 @@ class Applier:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 self._remove(path)
                 os.mkdir(path, entry.mode)
+            else:
+                _drop_xattrs(path, entry)
         self._directories.add(path)
         self._times[path] = entry.mtime
         if self._chown:
@@ -248,6 +253,14 @@ def _set_xattrs(target: int | str, entry: tar.Entry) -> None:
         except OSError as error:
             if error.errno not in _QUIET_XATTR_ERRORS:
                 raise
+
+
+def _drop_xattrs(path: str, entry: tar.Entry) -> None:
+    """A directory's attributes are replaced, not merged: forget those the entry does not have."""
+    for name in os.listxattr(path, follow_symlinks=False):
+        kept = name in entry.xattrs or name.startswith(_OVERLAY_XATTRS)
+        if not kept and name.startswith(("user.", "trusted.", "security.capability")):
+            os.removexattr(path, name, follow_symlinks=False)
 
 
 def _set_times(target: int | str, mtime: int) -> None:

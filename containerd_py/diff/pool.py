@@ -7,6 +7,7 @@ grpc must not fork. It is started at the first layer and again whenever it is fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -19,6 +20,7 @@ from containerd_py.interfaces import Mount
 from oci.errors import Internal, from_code
 
 _MAX_ANSWER = 64 << 10
+_END_GRACE = 5.0
 CONCURRENCY = 2
 """Layers unpacked at once: unpacking is bound by the processor and the disk."""
 
@@ -29,6 +31,16 @@ class Applied(NamedTuple):
     digest: str
     size: int
     entries: int
+
+
+class Separated(NamedTuple):
+    """A layer unpacked on its own. ``root``: the archive says what its root directory is like; ``removed_in``:
+    directories it removes files of older layers from ("" for the root)."""
+
+    digest: str
+    size: int
+    root: bool
+    removed_in: tuple[str, ...]
 
 
 class Created(NamedTuple):
@@ -92,6 +104,18 @@ class LayerWorkers:
         answer = await self._run({"op": "apply", "mounts": _parts(mounts), "sync": sync}, fd, progress)
         return Applied(answer["digest"], answer["size"], answer["entries"])
 
+    async def apply_alone(
+        self, directory: str, fd: int, *, user_xattr: bool, progress: Callable[[int], None] | None = None
+    ) -> Separated:
+        """Unpack ``fd`` into ``directory``, an overlay's upper directory, without the layers below.
+
+        Raises ``Aborted`` when the result would depend on those: apply in order then; and what ``apply`` raises.
+        """
+        mounts = [["bind", directory, "", ["rw", "rbind"]]]
+        job = {"op": "apply", "mounts": mounts, "upper": "user" if user_xattr else "trusted"}
+        answer = await self._run(job, fd, progress)
+        return Separated(answer["digest"], answer["size"], answer["root"], tuple(answer["removed_in"]))
+
     async def diff(
         self, left: Sequence[Mount], right: Sequence[Mount], fd: int, *, compression: str, epoch: int | None = None
     ) -> Created:
@@ -107,7 +131,11 @@ class LayerWorkers:
                 ours.setblocking(False)
                 with theirs:
                     self._send(json.dumps(job).encode(), (theirs.fileno(), fd))
-                return await _answer(ours, progress)
+                try:
+                    return await _answer(ours, progress)
+                except asyncio.CancelledError:
+                    await asyncio.shield(asyncio.to_thread(_end, ours))
+                    raise
 
     def _send(self, data: bytes, fds: tuple[int, int]) -> None:
         """Hand the job to the worker; a worker that died is replaced once."""
@@ -123,6 +151,15 @@ class LayerWorkers:
                         f"layer worker does not start: {error}", hint="see the log of containerd-py"
                     ) from error
                 self.close()
+
+
+def _end(ours: socket.socket) -> None:
+    """Have the job's process end, and wait until it has: nothing is written into the target afterwards."""
+    ours.settimeout(_END_GRACE)
+    with contextlib.suppress(OSError):
+        ours.shutdown(socket.SHUT_WR)
+        while ours.recv(_MAX_ANSWER):
+            pass
 
 
 async def _answer(ours: socket.socket, progress: Callable[[int], None] | None) -> dict[str, Any]:

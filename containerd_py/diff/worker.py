@@ -15,14 +15,16 @@ import os
 import signal
 import socket
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
-from containerd_py.diff import apply, create, mounting, streams, tar
-from oci.errors import Code, GantryError
+from containerd_py.diff import apply, create, mounting, streams, tar, upper
+from oci.errors import Aborted, Code, GantryError
 
 _PROGRESS_STEP = 1 << 20
 _MAX_JOB = 1 << 20
+_MAX_PATHS = 16 << 10
 
 
 class _Answers:
@@ -31,6 +33,15 @@ class _Answers:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         self._next = _PROGRESS_STEP
+
+    def watch(self) -> None:
+        """End this process as soon as nobody waits for its answer: what it writes into may be taken away then."""
+        threading.Thread(target=self._wait_for_end, daemon=True).start()
+
+    def _wait_for_end(self) -> None:
+        while self._socket.recv(1):
+            pass
+        os._exit(1)
 
     def send(self, message: dict[str, Any]) -> None:
         self._socket.send(json.dumps(message).encode())
@@ -81,7 +92,7 @@ def apply_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, An
     os.umask(0)
     hashing = streams.HashingReader(plain)
     reader = tar.TarReader(hashing.read)
-    applier = apply.Applier(chown=os.geteuid() == 0)
+    applier = _applier(job)
     if head:
         for entry in reader:
             try:
@@ -92,7 +103,25 @@ def apply_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, An
     digest = hashing.finish()
     if job.get("sync"):
         mounting.sync_file_system("/")
-    return {"digest": digest, "size": hashing.size, "entries": applier.entries}
+    answer = {"digest": digest, "size": hashing.size, "entries": applier.entries}
+    if isinstance(applier, upper.UpperApplier):
+        answer |= {"root": applier.has_root, "removed_in": _parents(applier.removed)}
+    return answer
+
+
+def _applier(job: dict[str, Any]) -> apply.Applier:
+    chown = os.geteuid() == 0
+    if "upper" in job:
+        return upper.UpperApplier(user_xattr=job["upper"] == "user", chown=chown)
+    return apply.Applier(chown=chown)
+
+
+def _parents(paths: set[str]) -> list[str]:
+    """Directories of ``paths``. Raises ``Aborted`` for more than an answer holds."""
+    found = sorted({path.rpartition("/")[0] for path in paths})
+    if sum(map(len, found)) > _MAX_PATHS:
+        raise Aborted("layer removes files in too many directories")
+    return found
 
 
 def _explained(error: OSError, name: str) -> GantryError:
@@ -108,10 +137,10 @@ def diff_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, Any
     writer = create.DigestingWriter(fd, job["compression"])
     epoch = job.get("epoch")
     mounting.private_namespace()
-    upper = create.upper_of(job["left"], job["right"])
+    changed = create.upper_of(job["left"], job["right"])
     # A container may be running in there and swap a directory for a link at any moment: a chroot contains it.
-    if upper is not None:
-        os.chroot(upper)
+    if changed is not None:
+        os.chroot(changed)
         os.chdir("/")
         create.write_upper("/", writer, epoch)
     else:
@@ -129,6 +158,7 @@ _JOBS = {"apply": apply_layer, "diff": diff_layer}
 def _child(job: dict[str, Any], answer_fd: int, data_fd: int) -> None:
     """Run one job to its answer. Never returns."""
     answers = _Answers(answer_fd)
+    answers.watch()
     try:
         result = _JOBS[job["op"]](job, data_fd, answers)
     except BrokenPipeError:

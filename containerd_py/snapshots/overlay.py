@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -60,6 +61,40 @@ class OverlaySnapshotter(DirectorySnapshotter):
         upper = (f"workdir={self.directory}/{id}/work", f"upperdir={self.data(id)}") if kind == ACTIVE else ()
         lower = "lowerdir=" + ":".join(self.data(parent) for parent in parents)
         return [Mount("overlay", "overlay", options=(*self._options, *upper, lower))]
+
+    def adopt_root(self, id: int, parent: int) -> None:
+        """Give the root of ``id``, prepared on nothing, the owner and mode of its parent to be."""
+        info = os.stat(self.data(parent))
+        os.chown(self.data(id), info.st_uid, info.st_gid)
+        os.chmod(self.data(id), info.st_mode & 0o7777)
+
+    def merges(self, parent: int, directory: str) -> bool:
+        """Whether ``directory`` (from the root, "" for itself) is surely a directory of the stack under ``parent``."""
+        for id in self.chain(parent):
+            found = self._lookup(self.data(id), directory)
+            if found is not None:
+                return found
+        return False
+
+    @staticmethod
+    def _lookup(layer: str, directory: str) -> bool | None:
+        """True where one layer has it, False where it hides what is below, None where it does not say."""
+        path, hides = layer, False
+        for part in directory.split("/")[1:]:
+            path = f"{path}/{part}"
+            try:
+                info = os.lstat(path)
+            except FileNotFoundError:
+                return False if hides else None
+            if not stat.S_ISDIR(info.st_mode):
+                return False
+            hides = hides or _opaque(path)
+        return True
+
+
+def _opaque(directory: str) -> bool:
+    names = os.listxattr(directory, follow_symlinks=False)
+    return "trusted.overlay.opaque" in names or "user.overlay.opaque" in names
 
 
 def probe(root: str) -> bool:

@@ -25,6 +25,11 @@ def write(name: str, text: str) -> Callable[[Path], None]:
     return work
 
 
+def own_root(root: Path) -> None:
+    os.chown(root, 7, 8)
+    os.chmod(root, 0o750)
+
+
 def names(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
@@ -77,7 +82,7 @@ def test_sixty_layers_stack(world: World) -> None:
 
 def test_owner_and_mode_of_the_root_are_inherited(world: World) -> None:
     mounts = world.snapshotter.prepare(SCOPE, "a")
-    in_mounts(mounts, lambda root: (os.chown(root, 7, 8), os.chmod(root, 0o750)))
+    in_mounts(mounts, own_root)
     world.snapshotter.commit(SCOPE, "base", "a")
     for mounts in (world.snapshotter.prepare(SCOPE, "b", "base"), world.snapshotter.view(SCOPE, "c", "base")):
         info = in_mounts(mounts, lambda root: root.stat())
