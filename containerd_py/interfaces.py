@@ -6,6 +6,10 @@ Rule: these protocols are the vocabulary; gRPC services are thin shells over the
 Threads: metadata calls take some ten microseconds and may be made on the event loop. Methods marked *blocking* touch
 file data: call them with ``asyncio.to_thread``. All of them may be called from any thread. Stores publish the events
 of their own changes, so callers never do.
+
+A change outlives this process when the method returns. It survives a power cut when ``metadata.Database.flushed()`` was
+awaited (or ``flush()`` returned) after it: whoever tells a client of it does that first. *Blocking* methods do it
+themselves.
 """
 
 from __future__ import annotations
@@ -209,7 +213,7 @@ class ContentStore(Protocol):
 
 
 class ImageStore(Protocol):
-    """Names of images. A create or update a client was told of survives a power cut."""
+    """Names of images."""
 
     def get(self, scope: Scope, name: str) -> Image: ...
 
@@ -219,7 +223,7 @@ class ImageStore(Protocol):
         """Raises ``AlreadyExists``."""
 
     def update(self, scope: Scope, image: Image, fields: Sequence[str] = ()) -> Image:
-        """``fields`` of ``target``, ``labels``, ``labels.<key>``; none means target and labels. Raises ``NotFound``."""
+        """``fields`` of ``target``, ``annotations``, ``labels`` and keys of the two; none means all. ``NotFound``."""
 
     def delete(self, scope: Scope, name: str, target: str = "") -> None:
         """Raises ``NotFound``; also when ``target`` (a digest) is given and is not the image's any more."""
@@ -332,3 +336,6 @@ class Collector(Protocol):
 
     def schedule(self) -> None:
         """Ask for a collection soon. Idempotent, cheap; may be called from any thread."""
+
+    def wake_at(self, moment: int) -> None:
+        """Ask for a collection at ``moment``, when something expires. Cheap; may be called from any thread."""

@@ -19,6 +19,7 @@ import time
 
 from containerd_py.settings import Settings
 from containerd_py.tasks import helpers
+from oci.errors import GantryError
 from oci.hostpaths import default_paths
 from oci.version import __version__
 
@@ -45,7 +46,7 @@ def main() -> None:
 
             sys.exit(publish(settings.address, arguments.namespace, arguments.topic, sys.stdin.buffer.read()))
         serve(settings)
-    except (StartError, OSError) as error:
+    except (StartError, GantryError, OSError) as error:
         sys.exit(f"containerd-py: {error}")
 
 

@@ -24,6 +24,7 @@ from containerd_py.interfaces import ContainerStore
 from containerd_py.services.events import EventsService
 from containerd_py.services.tasks import TasksService
 from containerd_py.settings import Settings
+from containerd_py.stores import open_stores, serve_stores
 from containerd_py.tasks import foreign, helpers, shim_events
 from containerd_py.tasks.bundle import BundleStore
 from containerd_py.tasks.launcher import HelperClient, Zygote
@@ -77,12 +78,14 @@ async def _serve(settings: Settings) -> None:
         stack.callback(reaper.close)
         exchange = LocalExchange()
         server = grpc.aio.server(options=GRPC_OPTIONS)
-        containers = register_stores(server, settings, exchange, stack)
+        stores = open_stores(settings, exchange, stack)
+        serve_stores(server, stores, settings)
         close_events = await shim_events.serve(settings.ttrpc_address, exchange)
         stack.callback(close_events)
-        manager = await start_tasks(settings, containers, exchange, reaper, stack)
+        manager = await start_tasks(settings, stores.containers, exchange, reaper, stack)
         tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager), server)
         events_pb2_grpc.add_EventsServicer_to_server(EventsService(exchange), server)
+        stores.collector.start()
         await _listen(server, settings.address)
         _log.info("serving", address=settings.address, root=settings.root, state=settings.state, pid=os.getpid())
         await stopping.wait()

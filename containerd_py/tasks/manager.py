@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Sequence
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -252,6 +253,6 @@ class TaskManager:
         for task in self._tasks.values():
             task.close()
 
-    def init_pids(self) -> list[int]:
+    def init_pids(self) -> Sequence[int]:
         """Pids of all containers' first processes."""
         return [task.pid for task in self._tasks.values() if task.pid > 0]

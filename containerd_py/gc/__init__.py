@@ -1,0 +1,1 @@
+"""Garbage collection: what nothing refers to any more goes."""

@@ -1,0 +1,138 @@
+"""The stores of the daemon, opened and put on the wire.
+
+Rule: everything that keeps something is opened here, in order of dependence, and closed in reverse; a store that cannot
+be opened stops the start with an error that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import grpc
+from google.protobuf.message import Message
+
+from containerd_py.content.store import Content
+from containerd_py.diff.pool import LayerWorkers
+from containerd_py.exchange import LocalExchange
+from containerd_py.gc.collector import GarbageCollector
+from containerd_py.metadata.containers import Containers
+from containerd_py.metadata.database import Database
+from containerd_py.metadata.images import Images
+from containerd_py.metadata.leases import Leases
+from containerd_py.metadata.namespaces import Namespaces
+from containerd_py.services.containers import ContainersService
+from containerd_py.services.content import ContentService
+from containerd_py.services.diff import DiffService
+from containerd_py.services.images import ImagesService
+from containerd_py.services.introspection import IntrospectionService, plugins
+from containerd_py.services.leases import LeasesService
+from containerd_py.services.namespaces import NamespacesService
+from containerd_py.services.snapshots import SnapshotsService
+from containerd_py.services.version import VersionService
+from containerd_py.settings import Settings
+from containerd_py.snapshots.base import DirectorySnapshotter
+from containerd_py.snapshots.choose import snapshotters as choose_snapshotters
+from oci import errors
+from protos.containerd import (
+    containers_pb2_grpc,
+    content_pb2_grpc,
+    diff_pb2_grpc,
+    images_pb2_grpc,
+    introspection_pb2_grpc,
+    leases_pb2_grpc,
+    namespaces_pb2_grpc,
+    snapshots_pb2_grpc,
+    version_pb2_grpc,
+)
+
+CONTENT = "io.containerd.content.v1.content"
+SERVICES = (
+    "containers",
+    "content",
+    "diff",
+    "events",
+    "images",
+    "introspection",
+    "leases",
+    "namespaces",
+    "snapshots",
+    "tasks",
+    "version",
+)
+
+
+class Stores(NamedTuple):
+    """What the daemon keeps, open."""
+
+    database: Database
+    collector: GarbageCollector
+    namespaces: Namespaces
+    containers: Containers
+    content: Content
+    images: Images
+    leases: Leases
+    snapshotters: Mapping[str, DirectorySnapshotter]
+    workers: LayerWorkers
+
+
+def open_stores(settings: Settings, exchange: LocalExchange, stack: contextlib.AsyncExitStack) -> Stores:
+    """Open everything; ``stack`` closes it. Raises ``FailedPrecondition`` naming what cannot be used."""
+    with _named("metadata database"):
+        database = Database(f"{settings.root}/meta.db")
+    stack.callback(database.close)
+    collector = GarbageCollector(database, exchange)
+    stack.push_async_callback(collector.close)
+
+    def publish(namespace: str, topic: str, event: Message) -> None:
+        exchange.publish(namespace, topic, event)
+        if topic == "/snapshot/remove":
+            collector.schedule()
+
+    with _named("content store"):
+        content = Content(database, f"{settings.root}/{CONTENT}", exchange, collector)
+    with _named("snapshotters"):
+        snapshotters = choose_snapshotters(settings.root, database, publish)
+    with _named("layer workers"):
+        directory = f"{settings.state}/layers"
+        os.makedirs(directory, 0o700, exist_ok=True)
+        workers = LayerWorkers(directory)
+    stack.callback(workers.close)
+    collector.attach(content, snapshotters)
+    return Stores(
+        database,
+        collector,
+        Namespaces(database, exchange),
+        Containers(database, exchange, collector),
+        content,
+        Images(database, exchange, collector),
+        Leases(database, collector),
+        snapshotters,
+        workers,
+    )
+
+
+def serve_stores(server: grpc.aio.Server, stores: Stores, settings: Settings) -> None:
+    """Add the services over ``stores`` to ``server``."""
+    database, collector = stores.database, stores.collector
+    found = plugins(stores.snapshotters, SERVICES, settings.root)
+    introspection_pb2_grpc.add_IntrospectionServicer_to_server(IntrospectionService(settings.root, found), server)
+    version_pb2_grpc.add_VersionServicer_to_server(VersionService(), server)
+    namespaces_pb2_grpc.add_NamespacesServicer_to_server(NamespacesService(stores.namespaces, database), server)
+    containers_pb2_grpc.add_ContainersServicer_to_server(ContainersService(stores.containers, database), server)
+    content_pb2_grpc.add_ContentServicer_to_server(ContentService(stores.content, database), server)
+    images_pb2_grpc.add_ImagesServicer_to_server(ImagesService(stores.images, database, collector), server)
+    leases_pb2_grpc.add_LeasesServicer_to_server(LeasesService(stores.leases, collector), server)
+    snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotsService(stores.snapshotters, database), server)
+    diff_pb2_grpc.add_DiffServicer_to_server(DiffService(stores.content, stores.workers, database), server)
+
+
+@contextlib.contextmanager
+def _named(store: str) -> Iterator[None]:
+    """Failures of the block say which store it was."""
+    try:
+        yield
+    except (errors.GantryError, OSError) as error:
+        raise errors.FailedPrecondition(f"cannot open the {store}: {error}") from error
