@@ -131,16 +131,16 @@ class Rootfs:
     def _find(directories: Sequence[int], name: str) -> tuple[int, int] | None:
         """The topmost layer that has ``name``, and its mode; None when it is missing or whited out."""
         for directory in directories:
-            status = _lstat(directory, name)
+            status = lstat_at(directory, name)
             if status is None:
                 continue
-            return None if _is_whiteout(directory, name, status) else (directory, status.st_mode)
+            return None if is_whiteout(directory, name, status) else (directory, status.st_mode)
         return None
 
     def _merged(self, directories: Sequence[int], name: str) -> Iterator[int]:
         """The directories of all layers that show through as ``name``."""
         for directory in directories:
-            status = _lstat(directory, name)
+            status = lstat_at(directory, name)
             if status is None:
                 continue
             if not stat.S_ISDIR(status.st_mode):
@@ -148,7 +148,7 @@ class Rootfs:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = self._keep(os.open(name, flags, dir_fd=directory))
             yield descriptor
-            if _attribute(descriptor, _OPAQUE) == b"y":
+            if is_opaque(descriptor):
                 return
 
 
@@ -156,14 +156,16 @@ def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part not in ("", ".")]
 
 
-def _lstat(directory: int, name: str) -> os.stat_result | None:
+def lstat_at(directory: int, name: str) -> os.stat_result | None:
+    """What ``name`` is in an open directory; None when it is not there."""
     try:
         return os.lstat(name, dir_fd=directory)
     except FileNotFoundError:
         return None
 
 
-def _is_whiteout(directory: int, name: str, status: os.stat_result) -> bool:
+def is_whiteout(directory: int, name: str, status: os.stat_result) -> bool:
+    """Whether a layer's ``name`` says that what lower layers have of that name is gone."""
     if stat.S_ISCHR(status.st_mode):
         return status.st_rdev == 0
     if not stat.S_ISREG(status.st_mode) or status.st_size:
@@ -173,6 +175,11 @@ def _is_whiteout(directory: int, name: str, status: os.stat_result) -> bool:
         return _attribute(descriptor, _WHITEOUT) is not None
     finally:
         os.close(descriptor)
+
+
+def is_opaque(descriptor: int) -> bool:
+    """Whether a layer's directory hides what lower layers have in it."""
+    return _attribute(descriptor, _OPAQUE) == b"y"
 
 
 def _attribute(descriptor: int, names: tuple[str, ...]) -> bytes | None:

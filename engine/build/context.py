@@ -1,0 +1,188 @@
+"""The build context: a tar stream becomes an index in memory and one file of bytes on disk.
+
+Rule: nothing of the context is ever unpacked by name, so its names can do no harm; contents are hashed while they
+arrive, so that a build that finds every step in its cache reads nothing again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import posixpath
+import stat
+from collections.abc import Callable
+from typing import BinaryIO
+
+from engine.build.dockerfile.ignore import IgnoreRules
+from engine.build.trees import Node
+from oci import tar
+from oci.errors import DataLoss, InvalidArgument
+
+Read = Callable[[int], bytes]
+
+KINDS = {
+    tar.SYMLINK: stat.S_IFLNK, tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.DIRECTORY: stat.S_IFDIR,
+    tar.FIFO: stat.S_IFIFO,
+}  # fmt: skip
+IGNORE_FILE = ".dockerignore"
+ROOT = Node(stat.S_IFDIR | 0o755)
+
+
+class Context:
+    """A ``Tree`` over a received context. Close it when the build is over."""
+
+    def __init__(self, path: str) -> None:
+        """``path`` names the file that will hold the contents; it is removed from its directory at once."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+        self._nodes: dict[str, Node] = {"": ROOT}
+        self._children: dict[str, set[str]] = {"": set()}
+        self._places: dict[str, tuple[int, str]] = {}
+        self._xattrs: dict[str, dict[str, bytes]] = {}
+        self._end = 0
+
+    def close(self) -> None:
+        """Give the disk space back. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def receive(self, read: Read) -> None:
+        """Take the whole plain tar that ``read`` gives. Raises ``DataLoss``, ``InvalidArgument``, ``OSError``.
+
+        Blocking.
+        """
+        reader = tar.TarReader(read)
+        for entry in reader:
+            self._take(reader, entry)
+
+    def add_file(self, path: str, content: bytes, mode: int = 0o644) -> None:
+        """Put one file into the context (a Dockerfile that came on its own)."""
+        self._insert(path, Node(stat.S_IFREG | mode, len(content)))
+        self._places[path] = (self._end, hashlib.sha256(content).hexdigest())
+        self._write(content)
+
+    def _take(self, reader: tar.TarReader, entry: tar.Entry) -> None:
+        path = posixpath.normpath("/" + entry.name).lstrip("/")
+        if not path:
+            return
+        if entry.kind == tar.HARDLINK:
+            self._hardlink(path, posixpath.normpath("/" + entry.link).lstrip("/"))
+            return
+        if entry.sparse is not None:
+            raise InvalidArgument(
+                f"the build context holds a sparse member: {entry.name}", hint="pack it without --sparse"
+            )
+        kind = KINDS.get(entry.kind, stat.S_IFREG)
+        node = Node(
+            kind | entry.mode,
+            entry.size if kind == stat.S_IFREG else 0,
+            entry.mtime,
+            entry.uid,
+            entry.gid,
+            entry.link if kind == stat.S_IFLNK else "",
+            os.makedev(entry.major, entry.minor) if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0,
+        )
+        self._insert(path, node)
+        if entry.xattrs:
+            self._xattrs[path] = dict(entry.xattrs)
+        if kind == stat.S_IFREG:
+            self._contents(reader, path)
+
+    def _contents(self, reader: tar.TarReader, path: str) -> None:
+        digest = hashlib.sha256()
+        began = self._end
+        for piece in reader.data():
+            digest.update(piece)
+            self._write(piece)
+        self._places[path] = (began, digest.hexdigest())
+
+    def _write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._fd, view, self._end)
+            self._end += written
+            view = view[written:]
+
+    def _hardlink(self, path: str, target: str) -> None:
+        node = self._nodes.get(target)
+        if node is None or target not in self._places:
+            raise DataLoss(f"the build context links {path} to {target}, which did not come before it")
+        self._insert(path, node)
+        self._places[path] = self._places[target]
+
+    def _insert(self, path: str, node: Node) -> None:
+        parent, _, name = path.rpartition("/")
+        above = self._nodes.get(parent)
+        if above is None:
+            self._insert(parent, ROOT)
+        elif not above.is_dir:
+            raise InvalidArgument(f"the build context has {path} below {parent}, which is no directory")
+        self._children[parent].add(name)
+        before = self._nodes.get(path)
+        if before is not None and before.is_dir and not node.is_dir and self._children[path]:
+            raise InvalidArgument(f"the build context replaces the directory {path} by a file")
+        self._nodes[path] = node
+        self._places.pop(path, None)
+        if node.is_dir:
+            self._children.setdefault(path, set())
+
+    def ignore(self, dockerfile: str) -> None:
+        """Apply ``<Dockerfile>.dockerignore``, else ``.dockerignore``: what they name leaves the context."""
+        for name in (f"{dockerfile}{IGNORE_FILE}", IGNORE_FILE):
+            node = self._nodes.get(name)
+            if node is not None and node.is_file:
+                with self.open(name) as file:
+                    rules = IgnoreRules(file.read().decode(errors="replace").splitlines())
+                self._drop(rules, keep={dockerfile, name})
+                return
+
+    def _drop(self, rules: IgnoreRules, keep: set[str]) -> None:
+        if not rules:
+            return
+        for path in sorted(self._nodes, key=lambda p: p.count("/"), reverse=True):
+            if not path or path in keep or self._children.get(path) or not rules.ignored(path):
+                continue
+            parent, _, name = path.rpartition("/")
+            self._children[parent].discard(name)
+            for table in (self._nodes, self._children, self._places, self._xattrs):
+                table.pop(path, None)
+
+    def node(self, path: str) -> Node | None:
+        """What is at ``path``."""
+        return self._nodes.get(path)
+
+    def children(self, path: str) -> list[str]:
+        """Names in a directory, sorted."""
+        return sorted(self._children.get(path, ()))
+
+    def open(self, path: str) -> BinaryIO:
+        """The content of a file."""
+        offset, _ = self._places[path]
+        return io.BufferedReader(_Window(self._fd, offset, self._nodes[path].size), 1 << 16)
+
+    def digest(self, path: str) -> str:
+        """Hex SHA-256 of a file, known since it arrived."""
+        return self._places[path][1]
+
+    def xattrs(self, path: str) -> dict[str, bytes]:
+        """What the archive said of them."""
+        return self._xattrs.get(path, {})
+
+
+class _Window(io.RawIOBase):
+    """A part of an open file, read by position."""
+
+    def __init__(self, fd: int, offset: int, size: int) -> None:
+        self._fd, self._at, self._end = fd, offset, offset + size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # the stub wants any buffer
+        view = memoryview(buffer)[: max(0, self._end - self._at)]
+        data = os.pread(self._fd, len(view), self._at)
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
