@@ -6,11 +6,13 @@ import asyncio
 
 import structlog
 
+from engine.api import container_logs as container_logs_api
 from engine.api import containers as containers_api
 from engine.api import exec as exec_api
 from engine.api import images as images_api
 from engine.api import networks as networks_api
 from engine.api import swarm as swarm_api
+from engine.api import volumes as volumes_api
 from engine.api.system import SystemApi
 from engine.backend import Backend
 from engine.config import Config
@@ -54,6 +56,8 @@ class App:
         self.images = ImageService(self.backend, self.bus, users)
         self.containers = ContainerService(self.store, self.backend, self.bus, self.images, self.networks, paths)
         users.containers = self.containers
+        self.networks.containers = self.containers
+        self.images.containers = self.containers
         self.system = SystemApi(
             config, self.backend, self.bus, self.containers, self.images.count, stop_engine=self.stop_engine
         )
@@ -64,6 +68,8 @@ class App:
             *self.system.routes(),
             *containers_api.routes(self.containers),
             *exec_api.routes(self.containers),
+            *container_logs_api.routes(self.containers),
+            *volumes_api.routes(self.containers),
             *images_api.routes(self.images),
             *networks_api.routes(self.networks),
             *swarm_api.routes(),

@@ -5,7 +5,7 @@ Rule: rooms below ``engine/`` know each other only through these protocols and v
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -60,7 +60,7 @@ class SandboxRequest(msgspec.Struct, frozen=True):
     """All a network needs to know about a container.
 
     ``mode`` is ``HostConfig.NetworkMode`` resolved to ``bridge``, ``none``, ``host``, ``container:<64-hex>`` or a
-    network name. ``endpoints`` is ``NetworkingConfig.EndpointsConfig`` as given (Docker's JSON objects by network
+    network name. ``links`` are ``HostConfig.Links`` (``name:alias``). ``endpoints`` is ``NetworkingConfig.EndpointsConfig`` as given (Docker's JSON objects by network
     name).
     Ports are keyed ``80/tcp``.
     """
@@ -78,6 +78,8 @@ class SandboxRequest(msgspec.Struct, frozen=True):
     dns_search: tuple[str, ...] = ()
     dns_options: tuple[str, ...] = ()
     extra_hosts: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    domainname: str = ""
 
 
 class SandboxFiles(msgspec.Struct, frozen=True):
@@ -111,6 +113,15 @@ class Networks(Protocol):
         connectivity on endpoint NAME: … Bind for 0.0.0.0:8080 failed: port is already allocated``.
         """
 
+    def link_environment(
+        self, request: SandboxRequest, environments: Callable[[str], Sequence[str]]
+    ) -> tuple[str, ...]:
+        """The variables that ``--link`` adds (``ALIAS_PORT_80_TCP=tcp://…``), to stand before the container's own.
+
+        ``environments(container id)`` is the ``Env`` of a linked container. Raises ``FailedPrecondition("Cannot link to
+        a non running container: …")``.
+        """
+
     async def close_sandbox(self, container_id: str) -> None:
         """Remove everything ``open_sandbox`` and ``connect`` made."""
 
@@ -119,6 +130,9 @@ class Networks(Protocol):
 
     def port_list(self, container_id: str, exposed_ports: Iterable[str]) -> list[dict[str, Any]]:
         """``Ports`` of container list: objects of ``IP``, ``PrivatePort``, ``PublicPort``, ``Type``."""
+
+    def forget(self, container_id: str) -> None:
+        """A container is removed for good: forget networks connected to it by API. Idempotent."""
 
     async def restore(self, alive: frozenset[str]) -> None:
         """At daemon start: keep the sandboxes of ``alive`` containers (ports reserved again), sweep all others."""

@@ -40,6 +40,7 @@ class Supervisor:
         self._log_level = log_level
         self._registry = registry
         self._child: subprocess.Popen[bytes] | None = None
+        self._ended = False
 
     def ensure(self) -> bool:
         """Start containerd-py unless one answers; whether one was started. Does not wait for it to answer."""
@@ -80,6 +81,24 @@ class Supervisor:
                 )
             await asyncio.sleep(0.01)
 
+    async def shutdown(self) -> None:
+        """End containerd-py with every task, shim, the zygote and the keeper; returns when all of them are gone.
+
+        ``watch`` starts nothing again afterwards.
+        """
+        self._ended = True
+        paths = self._paths
+        command = [sys.executable, "-m", "containerd_py.main", "--root", paths.containerd_root]
+        command += ["--state", paths.containerd_state, "--address", paths.containerd_address, "shutdown", "--kill"]
+        worker = await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd="/"
+        )
+        _, said = await worker.communicate()
+        if worker.returncode:
+            log.error("containerd-py was not shut down wholly", said=said.decode(errors="replace").strip())
+        if self._child is not None:
+            await asyncio.to_thread(self._child.wait)
+
     async def watch(self) -> None:
         """Until cancelled: start containerd-py again whenever its socket stops accepting."""
         while True:
@@ -88,7 +107,7 @@ class Supervisor:
                 self._child.poll()
             if await asyncio.to_thread(answers, self._paths.containerd_address):
                 continue
-            if self._child is not None and self._child.returncode is None:
+            if self._ended or (self._child is not None and self._child.returncode is None):
                 continue
             log.warning("containerd-py is gone, starting it again", address=self._paths.containerd_address)
             try:

@@ -250,16 +250,16 @@ _WORDS = frozenset({"Cmd", "Entrypoint", "Shell", "OnBuild"})
 """Lists that may come as one string."""
 
 
-def _cleaned(value: Any, key: str = "") -> Any:
+def cleaned(value: Any, key: str = "") -> Any:
     """``value`` without nulls: in Go's JSON null means not given, and clients send many."""
     if isinstance(value, dict):
         if key in _SETS:
-            return {k: _cleaned(v) if v is not None else {} for k, v in value.items()}
+            return {k: cleaned(v) if v is not None else {} for k, v in value.items()}
         if key == "PortBindings":
-            return {k: _cleaned(v) if v is not None else [] for k, v in value.items()}
-        return {k: _cleaned(v, k) for k, v in value.items() if v is not None}
+            return {k: cleaned(v) if v is not None else [] for k, v in value.items()}
+        return {k: cleaned(v, k) for k, v in value.items() if v is not None}
     if isinstance(value, list):
-        return [_cleaned(v) for v in value]
+        return [cleaned(v) for v in value]
     if key in _WORDS and isinstance(value, str):
         return [value]
     return value
@@ -271,7 +271,7 @@ def decode_create(raw: bytes) -> CreateBody:
         document = msgspec.json.decode(raw or b"{}")
         if not isinstance(document, dict):
             raise InvalidArgument("invalid container configuration: a JSON object is expected")
-        document = _cleaned(document)
+        document = cleaned(document)
         return CreateBody(
             config=msgspec.convert(document, ContainerConfig, strict=False),
             host=msgspec.convert(document.get("HostConfig", {}), HostConfig, strict=False),

@@ -117,7 +117,7 @@ def hostname(config: ContainerConfig, host: HostConfig, container_id: str) -> st
 def check(body: CreateBody) -> None:
     """Refuse a configuration that cannot work (after merging and defaults)."""
     _check_config(body.config)
-    _check_host(body.host)
+    check_host(body.host)
     config, host = body.config, body.host
     if host.network_mode.startswith("container:"):
         if config.exposed_ports or host.port_bindings or host.publish_all_ports:
@@ -152,7 +152,8 @@ def _check_config(config: ContainerConfig) -> None:
                 raise InvalidArgument(f"{what.replace('_', '')} in Healthcheck cannot be negative")
 
 
-def _check_host(host: HostConfig) -> None:
+def check_host(host: HostConfig) -> None:
+    """Refuse host settings that cannot work."""
     policy = host.restart_policy
     if policy.name not in POLICIES:
         raise InvalidArgument(

@@ -48,6 +48,10 @@ class Machine:
         self.recorded = False
         """Whether containerd has a record of this container (known, not guessed)."""
         self.removing = False
+        self.recorded_spec = b""
+        self.log_start = (0, 0)
+        """Bytes of stdout and stderr in the raw log before the current run."""
+        self.ran_seconds = 0.0
         self.keep_on_exit = False
         """Set while a user's restart is between stop and start: no auto-remove, no restart policy."""
         self.restart_timer: asyncio.Task[None] | None = None

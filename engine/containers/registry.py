@@ -44,6 +44,8 @@ class Registry:
         self.volumes.bind_users(self._users_of_volume)
         self.machines: dict[str, Machine] = {}
         self.names = Names()
+        self.released_volumes: set[tuple[str, str]] = set()
+        """(container, volume) pairs that are being parted: the container's removal takes the volume with it."""
         self.started: list[MachineHook] = []
         self.ended: list[MachineHook] = []
         self.exec_exits: list[ExecExitHook] = []
@@ -98,7 +100,11 @@ class Registry:
         return sorted((m.doc for m in self.machines.values()), key=lambda d: d.created_at, reverse=True)
 
     def _users_of_volume(self, name: str) -> list[str]:
-        return [m.id for m in self.machines.values() if any(p.name == name for p in m.doc.mounts)]
+        return [
+            m.id
+            for m in self.machines.values()
+            if any(p.name == name for p in m.doc.mounts) and (m.id, name) not in self.released_volumes
+        ]
 
 
 def rootfs_mounts(

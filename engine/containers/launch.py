@@ -1,0 +1,281 @@
+"""Starting a container: network and task are made side by side, and a start that fails is undone whole.
+
+Rule: whoever starts holds the machine's lock from the first step to the last, so an exit that comes at once is told
+after the start. The order is namespace, task ‖ network, process (docs: design of the run path).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from typing import Any
+
+import msgspec
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from engine.backend import translated
+from engine.containers import creation
+from engine.containers.config import CreateBody
+from engine.containers.machine import ExitStatus, Machine
+from engine.containers.model import Container, SpecRequest
+from engine.containers.registry import Registry
+from engine.containers.starterrors import translated_start, unknown_if_zero
+from engine.interfaces import SandboxFiles, SandboxRequest
+from engine.spec import build_spec
+from oci.errors import FailedPrecondition, GantryError, Internal, NotFound
+from oci.hostpaths import RUNTIME_NAME
+from protos.containerd import containers_pb2, runc_options_pb2, tasks_pb2, types_pb2
+from protos.rawlog import STREAM_NAMES
+
+log = structlog.get_logger()
+
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+LABEL = "io.gantry.engine"
+"""On every containerd record the engine makes, so that a sweep knows its own."""
+
+SIGKILL = 9
+UNDO_SECONDS = 30.0
+
+
+def sandbox_request(doc: Container) -> SandboxRequest:
+    """What the network layer is told about ``doc``."""
+    return creation.sandbox_request(doc.id, doc.name, CreateBody(doc.config, doc.host, doc.networking))
+
+
+class Launcher:
+    """Starts machines. The caller has checked that the container may start and holds its lock."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def start(self, machine: Machine) -> None:
+        """Run the container; raises in Docker's words, with the exit code on the document, after undoing all."""
+        machine.cancel_restart()
+        machine.log_start = log_sizes(self._registry.log_directory(machine.id))
+        machine.begin_run()
+        try:
+            pid = await self._launch(machine)
+        except BaseException as error:
+            await asyncio.shield(self._undo(machine))
+            raise self._failed(machine, error) from error
+        self._running(machine, pid)
+
+    async def _launch(self, machine: Machine) -> int:
+        registry = self._registry
+        for name in volume_names(machine.doc):
+            await registry.volumes.use(name, machine.id)
+        request = await self._resolved(sandbox_request(machine.doc))
+        netns, mounts = await asyncio.gather(registry.networks.open_sandbox(request), registry.rootfs(machine))
+        connecting = asyncio.ensure_future(registry.networks.connect(request))
+        try:
+            directory = registry.directory(machine.id)
+            prepare_files(machine.doc, directory)
+            spec = build_spec(self._spec_request(machine, netns))
+            await self._record(machine, msgspec.json.encode(spec))
+            await self._create_task(machine, mounts)
+            machine.task_created()
+            write_network_files(directory, await connecting)
+            with translated():
+                answer = await registry.backend.tasks.Start(tasks_pb2.StartRequest(container_id=machine.id))
+            return int(answer.pid)
+        except BaseException:
+            connecting.cancel()
+            # A connect that is under way undoes itself before it ends.
+            await asyncio.gather(connecting, return_exceptions=True)
+            raise
+
+    async def _resolved(self, request: SandboxRequest) -> SandboxRequest:
+        """``container:<name>`` by id."""
+        kind, separator, reference = request.mode.partition(":")
+        if kind != "container" or not separator:
+            return request
+        return msgspec.structs.replace(request, mode=f"container:{self._other(reference, 'network').id}")
+
+    def _other(self, reference: str, what: str) -> Container:
+        """The running container whose ``what`` namespace is to be joined."""
+        doc = self._registry.find(reference).doc
+        if not doc.state.alive:
+            raise FailedPrecondition(f"cannot join {what} namespace of a non running container: {doc.id}")
+        return doc
+
+    def _spec_request(self, machine: Machine, netns: str | None) -> SpecRequest:
+        doc = machine.doc
+        paths = {
+            kind: self._namespace(mode, kind)
+            for kind, mode in (("pid", doc.host.pid_mode), ("ipc", doc.host.ipc_mode), ("uts", doc.host.uts_mode))
+        }
+        return SpecRequest(
+            container=doc,
+            rootfs=machine.rootfs or (),
+            files=self._registry.directory(doc.id),
+            netns=netns,
+            pid_ns=paths["pid"],
+            ipc_ns=paths["ipc"],
+            uts_ns=paths["uts"],
+            shm_path=self._shm(doc),
+        )
+
+    def _namespace(self, mode: str, kind: str) -> str | None:
+        if not mode.startswith("container:"):
+            return None
+        return f"/proc/{self._other(mode.partition(':')[2], kind.upper()).state.pid}/ns/{kind}"
+
+    def _shm(self, doc: Container) -> str | None:
+        """The ``/dev/shm`` of the container whose IPC namespace ``doc`` joins, reached through its root."""
+        if not doc.host.ipc_mode.startswith("container:"):
+            return None
+        return f"/proc/{self._other(doc.host.ipc_mode.partition(':')[2], 'IPC').state.pid}/root/dev/shm"
+
+    async def _record(self, machine: Machine, spec: bytes) -> None:
+        """Containerd's record of the container, with the spec of this run."""
+        if machine.recorded and machine.recorded_spec == spec:
+            return
+        doc = machine.doc
+        container = containers_pb2.Container(
+            id=doc.id,
+            labels={LABEL: "container"},
+            image=doc.config.image,
+            runtime=runtime(doc.host.runtime),
+            spec=AnyMessage(type_url=SPEC_TYPE, value=spec),
+            snapshotter=doc.snapshotter,
+            snapshot_key=doc.id,
+        )
+        containers = self._registry.backend.containers
+        with translated():
+            if machine.recorded:
+                mask = FieldMask(paths=["spec", "runtime"])
+                await containers.Update(containers_pb2.UpdateContainerRequest(container=container, update_mask=mask))
+            else:
+                await containers.Create(containers_pb2.CreateContainerRequest(container=container))
+        machine.recorded, machine.recorded_spec = True, spec
+
+    async def _create_task(self, machine: Machine, mounts: Any) -> None:
+        doc = machine.doc
+        attach = self._registry.attach_socket(doc.id)
+        output = f"rawlog://{self._registry.log_directory(doc.id)}?attach={attach}"
+        once = "?once=1" if doc.config.stdin_once else ""
+        request = tasks_pb2.CreateTaskRequest(
+            container_id=doc.id,
+            rootfs=[types_pb2.Mount(type=m.type, source=m.source, options=m.options) for m in mounts],
+            stdin=f"attach://{attach}{once}" if doc.config.open_stdin else "",
+            stdout=output,
+            stderr="" if doc.config.tty else output,
+            terminal=doc.config.tty,
+        )
+        with translated():
+            await self._registry.backend.tasks.Create(request)
+
+    def _running(self, machine: Machine, pid: int) -> None:
+        state = msgspec.structs.replace(
+            machine.doc.state,
+            status="running",
+            pid=pid,
+            exit_code=0,
+            error="",
+            oom_killed=False,
+            started_at=time.time_ns(),
+        )
+        machine.update(state=state, ever_started=True, stopped_by_user=False)
+        self._registry.publish(machine, "start")
+        for hook in self._registry.started:
+            hook(machine)
+
+    def _failed(self, machine: Machine, error: BaseException) -> BaseException:
+        """Note why the start failed; the error to raise for it."""
+        if isinstance(error, OSError):
+            error = Internal(
+                f"failed to start container: {error.strerror or error}: {error.filename or ''}".rstrip(": ")
+            )
+        if not isinstance(error, GantryError):
+            return error
+        told, code = translated_start(error)
+        state = msgspec.structs.replace(
+            machine.doc.state, error=told.message, exit_code=unknown_if_zero(code), pid=0, finished_at=time.time_ns()
+        )
+        if machine.doc.state.status == "created":
+            state = msgspec.structs.replace(state, finished_at=0)
+        machine.update(state=state)
+        machine.tell_exit(ExitStatus(state.exit_code, told.message))
+        return told
+
+    async def _undo(self, machine: Machine) -> None:
+        """Take back whatever a failed start made."""
+        steps = await asyncio.gather(
+            self.discard_task(machine.id), self._registry.networks.close_sandbox(machine.id), return_exceptions=True
+        )
+        for problem in steps:
+            if isinstance(problem, Exception):
+                log.warning("a failed start was not undone wholly", container=machine.id, error=str(problem))
+        for name in volume_names(machine.doc):
+            await self._registry.volumes.release(name, machine.id)
+        machine.end_run()
+
+    async def discard_task(self, container_id: str) -> None:
+        """Kill and delete the container's task, if there is one. Idempotent."""
+        tasks = self._registry.backend.tasks
+        request = tasks_pb2.DeleteTaskRequest(container_id=container_id)
+        options: dict[str, Any] = {"timeout": UNDO_SECONDS, "wait_for_ready": True}
+        try:
+            with translated():
+                await tasks.Delete(request, **options)
+            return
+        except NotFound:
+            return
+        except FailedPrecondition:
+            pass
+        with contextlib.suppress(NotFound), translated():
+            with contextlib.suppress(FailedPrecondition):
+                await tasks.Kill(tasks_pb2.KillRequest(container_id=container_id, signal=SIGKILL, all=True), **options)
+            await tasks.Wait(tasks_pb2.WaitRequest(container_id=container_id), **options)
+            await tasks.Delete(request, **options)
+
+
+def runtime(name: str) -> containers_pb2.Container.Runtime:
+    """Containerd's runtime for ``HostConfig.Runtime``: our shim with the OCI runtime named, or a shim by its name."""
+    if name.startswith("io.containerd."):
+        return containers_pb2.Container.Runtime(name=name)
+    result = containers_pb2.Container.Runtime(name=RUNTIME_NAME)
+    if name not in ("", "runc-py"):
+        options = runc_options_pb2.Options(binary_name=name)
+        result.options.CopyFrom(AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString()))
+    return result
+
+
+def volume_names(doc: Container) -> list[str]:
+    """The volumes mounted into a container."""
+    return [point.name for point in doc.mounts if point.type == "volume"]
+
+
+def log_sizes(directory: str) -> tuple[int, int]:
+    """Bytes of (stdout, stderr) in the raw log: where the output of the next run begins."""
+    sizes = []
+    for name in STREAM_NAMES.values():
+        try:
+            sizes.append(os.stat(f"{directory}/{name}").st_size)
+        except FileNotFoundError:
+            sizes.append(0)
+    return sizes[0], sizes[1]
+
+
+def prepare_files(doc: Container, directory: str) -> None:
+    """The files that are bound into the container, so that they are there to be bound; contents follow."""
+    os.makedirs(f"{directory}/log", mode=0o710, exist_ok=True)
+    name = creation.hostname(doc.config, doc.host, doc.id)
+    for file, content in (("hostname", f"{name}\n"), ("hosts", None), ("resolv.conf", None)):
+        descriptor = os.open(f"{directory}/{file}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        if content is not None:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, content.encode())
+        os.close(descriptor)
+
+
+def write_network_files(directory: str, files: SandboxFiles) -> None:
+    """Fill in ``hosts`` and ``resolv.conf``: in place, because they are bound by inode."""
+    for name, content in (("hosts", files.hosts), ("resolv.conf", files.resolv_conf)):
+        with open(f"{directory}/{name}", "r+", encoding="utf-8") as file:
+            file.truncate(0)
+            file.write(content)
