@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 
 import structlog
 
@@ -97,9 +99,17 @@ class App:
             for task in tasks:
                 task.cancel()
             await server.close()
+            self._remove_sockets()
             await self.containers.close()
             await self.backend.close()
             self.store.close()
+
+    def _remove_sockets(self) -> None:
+        """Our own socket files; one that was handed to us (``fd://``) belongs to who made it."""
+        for host in self._config.hosts:
+            if host.startswith("unix://"):
+                with contextlib.suppress(OSError):
+                    os.unlink(host.removeprefix("unix://"))
 
     def stop(self) -> None:
         """End ``run``; containers go on."""

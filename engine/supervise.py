@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +30,13 @@ def answers(address: str) -> bool:
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
         probe.settimeout(2)
         return probe.connect_ex(address) == 0
+
+
+def has_mounts_below(directory: str) -> bool:
+    """Whether something is mounted in ``directory``: then nothing in it may be removed by name."""
+    prefix = f"{os.path.realpath(directory)}/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return any(line.split()[4].startswith(prefix) for line in file)
 
 
 class Supervisor:
@@ -98,6 +106,8 @@ class Supervisor:
             log.error("containerd-py was not shut down wholly", said=said.decode(errors="replace").strip())
         if self._child is not None:
             await asyncio.to_thread(self._child.wait)
+        if not has_mounts_below(paths.containerd_state):
+            await asyncio.to_thread(shutil.rmtree, paths.containerd_state, ignore_errors=True)
 
     async def watch(self) -> None:
         """Until cancelled: start containerd-py again whenever its socket stops accepting."""

@@ -78,7 +78,7 @@ class Launcher:
             await self._record(machine, msgspec.json.encode(spec))
             await self._create_task(machine, mounts)
             machine.task_created()
-            write_network_files(directory, await connecting)
+            write_network_files(directory, await networked(connecting))
             with translated():
                 answer = await registry.backend.tasks.Start(tasks_pb2.StartRequest(container_id=machine.id))
             return int(answer.pid)
@@ -232,6 +232,14 @@ class Launcher:
                 await tasks.Kill(tasks_pb2.KillRequest(container_id=container_id, signal=SIGKILL, all=True), **options)
             await tasks.Wait(tasks_pb2.WaitRequest(container_id=container_id), **options)
             await tasks.Delete(request, **options)
+
+
+async def networked(connecting: asyncio.Future[SandboxFiles]) -> SandboxFiles:
+    """The result of ``connect``; its failure in Docker's words."""
+    try:
+        return await connecting
+    except GantryError as error:
+        raise type(error)(f"failed to set up container networking: {error.message}", hint=error.hint) from error
 
 
 def runtime(name: str) -> containers_pb2.Container.Runtime:

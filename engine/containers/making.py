@@ -7,6 +7,7 @@ swept at the next start; what fails half-way is undone before the error is told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 
@@ -24,7 +25,7 @@ from engine.containers.registry import Registry, rootfs_mounts
 from engine.containers.removal import Remover
 from engine.interfaces import LocalImage
 from engine.spec import validate
-from oci.errors import GantryError, InvalidArgument
+from oci.errors import GantryError, InvalidArgument, NotFound
 from protos.containerd import snapshots_pb2
 
 log = structlog.get_logger()
@@ -54,7 +55,9 @@ class Maker:
         chosen = self._reserve(wanted, container_id)
         try:
             doc = self._document(container_id, chosen, body, image, platform)
-            self._registry.networks.validate(sandbox_request(doc))
+            # A network that is not there is told at the start: clients take "not found" here for the image.
+            with contextlib.suppress(NotFound):
+                self._registry.networks.validate(sandbox_request(doc))
         except BaseException:
             self._free(chosen, container_id)
             raise

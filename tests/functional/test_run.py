@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pexpect
 import pytest
@@ -28,8 +29,9 @@ def test_prints_and_removes(engine: Engine) -> None:
         (("busybox", "/etc"), 126, ""),
         (("--no-such-flag", "busybox"), 125, "unknown flag"),
         (("--network", "nosuchnet", "busybox", "true"), 125, "network nosuchnet not found"),
-        (("busybox", "sh", "-c", "kill -9 $$"), 137, ""),
-        (("busybox", "sh", "-c", "kill -TERM $$"), 143, ""),
+        # Process 1 is immune to signals from inside its own pid namespace (pid_namespaces(7)): a child dies of them.
+        (("busybox", "sh", "-c", "sh -c 'kill -9 $$'; exit $?"), 137, ""),
+        (("busybox", "sh", "-c", "sh -c 'kill -TERM $$'; exit $?"), 143, ""),
     ],
 )
 def test_exit_status(engine: Engine, arguments: tuple[str, ...], status: int, message: str) -> None:
@@ -115,6 +117,7 @@ def test_sdk_runs_a_container(engine: Engine) -> None:
 def test_events_tell_the_life_of_a_container(engine: Engine) -> None:
     engine.docker("run", "--name", "told", "busybox", "true")
     engine.docker("rm", "told")
+    time.sleep(1)  # the client gives "until" in whole seconds
     lines = engine.docker(
         "events", "--since", "1", "--until", "0s", "--filter", "container=told", "--format", "{{.Action}}"
     ).stdout.split()
