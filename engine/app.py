@@ -8,14 +8,12 @@ import os
 
 import structlog
 
-from engine.api import container_logs as container_logs_api
 from engine.api import container_files, container_logs, container_stats
 from engine.api import containers as containers_api
 from engine.api import exec as exec_api
 from engine.api import images as images_api
 from engine.api import networks as networks_api
 from engine.api import swarm as swarm_api
-from engine.api import volumes as volumes_api
 from engine.api import volumes as volumes_api
 from engine.api.system import SystemApi
 from engine.backend import Backend
@@ -75,8 +73,6 @@ class App:
             *container_logs.routes(self.containers),
             *container_files.routes(self.containers),
             *container_stats.routes(self.containers),
-            *volumes_api.routes(self.containers),
-            *container_logs_api.routes(self.containers),
             *volumes_api.routes(self.containers),
             *images_api.routes(self.images),
             *networks_api.routes(self.networks),

@@ -12,8 +12,8 @@ import structlog
 from engine.backend import Backend
 from engine.containers.changing import Changer
 from engine.containers.exec import Execs
-from engine.containers.health import Health
 from engine.containers.exits import Exits
+from engine.containers.health import Health
 from engine.containers.launch import Launcher, sandbox_request
 from engine.containers.listing import Listing
 from engine.containers.logs import Logs
@@ -82,6 +82,7 @@ class ContainerService(Registry):
     async def close(self) -> None:
         """Let go of everything; containers go on."""
         await self.exits.close()
+        await self.health.close()
         await self.execs.close()
         self.logs.close()
 
