@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from containerd_py.diff import apply, create, mounting, streams, tar, upper
-from oci.errors import Aborted, Code, GantryError
+from oci.errors import Aborted, Code, GantryError, InvalidArgument
 
 _PROGRESS_STEP = 1 << 20
 _MAX_JOB = 1 << 20
@@ -99,6 +99,8 @@ def apply_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, An
                 applier.apply(reader, entry)
             except OSError as error:
                 raise _explained(error, entry.name) from error
+            except (OverflowError, ValueError, RecursionError) as error:
+                raise InvalidArgument(f"archive member {entry.name!r} cannot be written: {error}") from error
     applier.finish()
     digest = hashing.finish()
     if job.get("sync"):

@@ -43,8 +43,7 @@ def unpacked(stores: Stores, archives: Sequence[bytes], snapshotter: str, backwa
 
     chain = stores.run(work)
     target = stores.snapshotters[snapshotter]
-    seen = in_mounts(target.view(SCOPE, f"view-{backwards}-{chain}", chain), tree)
-    return seen
+    return in_mounts(target.view(SCOPE, f"view-{backwards}-{chain}", chain), tree)
 
 
 def same(stores: Stores, archives: Sequence[bytes]) -> dict[str, Seen]:
