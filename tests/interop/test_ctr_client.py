@@ -14,7 +14,7 @@ from tests.support.host import wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("ctr") is None, reason="needs containerd's client ctr (apt: containerd)")
 
-RUN = ("run", "--rm", "--runtime", OWN_RUNTIME)
+RUN = ("run", "--rm", "--runtime", OWN_RUNTIME, "--env", "PATH=/bin")  # ctr gives a plain directory no PATH
 IMAGE = "docker.io/library/interop:latest"
 
 
@@ -54,9 +54,11 @@ def test_run_on_a_directory(ctr: Ctr) -> None:
 
 
 def test_standard_input_and_its_end(ctr: Ctr) -> None:
-    done = ctr.run(*RUN, "--rootfs", str(ctr.daemon.lower), "c2", "cat", stdin=b"line\n" * 2000)
+    # More than a FIFO holds: ctr forgets to pass on an end that it sees before its Create call is answered.
+    lines = b"line\n" * 100_000
+    done = ctr.run(*RUN, "--rootfs", str(ctr.daemon.lower), "c2", "cat", stdin=lines)
     assert done.returncode == 0
-    assert done.stdout == "line\n" * 2000
+    assert done.stdout.encode() == lines
 
 
 def test_detached_exec_kill_and_events(ctr: Ctr, tmp_path: Path) -> None:
@@ -64,7 +66,7 @@ def test_detached_exec_kill_and_events(ctr: Ctr, tmp_path: Path) -> None:
     with events.open("wb") as sink:
         watcher = ctr.daemon.host.popen(*ctr.command("events"), stdout=sink)
         rootfs = str(ctr.daemon.lower)
-        ctr.check("run", "--detach", "--runtime", OWN_RUNTIME, "--rootfs", rootfs, "c3", "sleep", "100")
+        ctr.check("run", "--detach", *RUN[2:], "--rootfs", rootfs, "c3", "sleep", "100")
         assert "RUNNING" in ctr.check("tasks", "list")
         assert ctr.check("tasks", "exec", "--exec-id", "e1", "c3", "echo", "inside") == "inside\n"
         assert ctr.run("tasks", "exec", "--exec-id", "e2", "c3", "sh", "-c", "exit 5").returncode == 5
@@ -75,7 +77,7 @@ def test_detached_exec_kill_and_events(ctr: Ctr, tmp_path: Path) -> None:
         assert "c3" in ctr.check("tasks", "metrics", "c3")
         ctr.check("tasks", "kill", "--signal", "SIGKILL", "c3")
         wait_for(lambda: "STOPPED" in ctr.check("tasks", "list"), "the end of c3")
-        assert ctr.run("tasks", "delete", "c3").returncode == 137
+        assert "exit code 137" in ctr.run("tasks", "delete", "c3").stderr
         ctr.check("containers", "delete", "c3")
         wait_for(lambda: "/tasks/delete" in events.read_text(), "the delete event")
         for inner in ctr.daemon.host.pids_of("ctr", "events"):
