@@ -45,11 +45,11 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 def parse(header: str) -> Credentials:
-    """The credentials in ``header``; none for an empty or (as in Docker, for pulls) an unreadable one."""
+    """The credentials in ``header``; none for an empty one. Raises ``InvalidArgument``."""
     if not header:
         return Credentials()
     try:
-        raw = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
+        raw = base64.b64decode(header + "=" * (-len(header) % 4), altchars=b"-_", validate=True)
         return from_json(raw) if raw.strip() not in (b"", b"null") else Credentials()
     except (binascii.Error, ValueError):
         raise InvalidArgument("invalid X-Registry-Auth header: not base64url JSON") from None

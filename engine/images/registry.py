@@ -48,7 +48,7 @@ class Registry:
 
     def _base(self, host: str) -> str:
         where = f"registry-1.{host}" if host == DEFAULT_HOST else host
-        return f"{'http' if self._registries.plain(host) else 'https'}://{where}"
+        return f"https://{where}"
 
     async def login(self, credentials: Credentials) -> Json:
         """``POST /auth``: Docker's answer; raises ``Unauthenticated`` when the registry refuses."""
@@ -100,8 +100,7 @@ class Registry:
         first, slash, rest = term.partition("/")
         named = slash and any(c in first for c in ".:")
         host, words = (first, rest) if named else (f"index.{DEFAULT_HOST}", term)
-        scheme = "http" if self._registries.plain(host) else "https"
-        url = f"{scheme}://{host}/v1/search?q={quote(words)}&n={limit}"
+        url = f"https://{host}/v1/search?q={quote(words)}&n={limit}"
         try:
             raw, _ = await self._get(url, credentials, "")
             results: list[Json] = msgspec.json.decode(raw).get("results") or []
@@ -115,7 +114,20 @@ class Registry:
     async def _get(
         self, url: str, credentials: Credentials, scope: str, *, accept: str = "*/*"
     ) -> tuple[bytes, dict[str, str]]:
-        """One GET with a second try after the registry's challenge; (body, headers). Raises the taxonomy's errors."""
+        """One GET with a second try after the registry's challenge; (body, headers). Raises the taxonomy's errors.
+
+        Where plain HTTP is allowed it is tried when TLS does not work, as dockerd does.
+        """
+        try:
+            return await self._get_by(url, credentials, scope, accept)
+        except Unavailable:
+            if not url.startswith("https://") or not self._registries.plain(urlsplit(url).netloc):
+                raise
+            return await self._get_by("http" + url.removeprefix("https"), credentials, scope, accept)
+
+    async def _get_by(
+        self, url: str, credentials: Credentials, scope: str, accept: str
+    ) -> tuple[bytes, dict[str, str]]:
         try:
             async with aiohttp.ClientSession(timeout=TIMEOUT, trust_env=True) as session:
                 status, raw, headers = await self._once(session, url, {"Accept": accept})

@@ -34,21 +34,20 @@ LOCAL = ("localhost", "127.", "[::1]")
 
 
 class Registries:
-    """How registries are reached: ``insecure`` ones by plain HTTP, as the ones on this machine are."""
+    """How registries are reached: ``insecure`` ones and those on this machine may be spoken to by plain HTTP."""
 
     def __init__(self, insecure: Iterable[str] = ()) -> None:
         self._insecure = frozenset(insecure)
 
     def plain(self, host: str) -> bool:
-        """Whether ``host`` is spoken to by HTTP."""
+        """Whether ``host`` may be spoken to by HTTP."""
         name = host if host.startswith("[") else host.partition(":")[0]
         return host in self._insecure or name == "localhost" or name.startswith(LOCAL[1:])
 
     def source(self, reference: Reference, auth_stream: str) -> TYPES.OCIRegistry:
         """The registry's side of a transfer."""
-        resolver = TYPES.RegistryResolver(
-            auth_stream=auth_stream, default_scheme="http" if self.plain(reference.host) else ""
-        )
+        scheme = "http" if reference.host in self._insecure else ""
+        resolver = TYPES.RegistryResolver(auth_stream=auth_stream, default_scheme=scheme)
         return TYPES.OCIRegistry(reference=str(reference), resolver=resolver)
 
 

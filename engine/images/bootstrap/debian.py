@@ -38,6 +38,12 @@ REMOVED = (
 )  # fmt: skip
 """Globs of what an image has no use for or what differs from one run to the next."""
 
+EXCLUDED = ("usr/share/doc/*/*", "usr/share/man/*", "usr/share/info/*", "usr/share/locale/*", "usr/share/lintian/*")
+"""Globs of what Debian's own slim images leave out too; copyright files stay."""
+
+DPKG_EXCLUDES = "".join(f"path-exclude /{pattern}\n" for pattern in EXCLUDED)
+DPKG_EXCLUDES += "path-include /usr/share/doc/*/copyright\n"
+
 ENVIRONMENT = {
     "DEBIAN_FRONTEND": "noninteractive",
     "DEBCONF_NONINTERACTIVE_SEEN": "true",
@@ -81,16 +87,19 @@ async def configure(packages: list[str], root: str, epoch: int) -> None:
 
 def clean(root: str, epoch: int, sources: str) -> None:
     """Remove what is this run's, and leave apt with ``sources``."""
-    for pattern in REMOVED:
+    for pattern in (*REMOVED, *EXCLUDED):
         for path in glob.glob(f"{root}/{pattern}", include_hidden=True):
+            if path.endswith("/copyright"):
+                continue
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
     os.makedirs(f"{root}/var/lib/apt/lists/partial", mode=0o700, exist_ok=True)
-    os.makedirs(f"{root}/etc/apt", exist_ok=True)
-    for path, text in ((f"{root}/etc/machine-id", ""), (f"{root}/etc/apt/sources.list", sources)):
-        with open(path, "w") as file:
+    os.makedirs(f"{root}/etc/dpkg/dpkg.cfg.d", exist_ok=True)
+    written = {"machine-id": "", "apt/sources.list": sources, "dpkg/dpkg.cfg.d/docker": DPKG_EXCLUDES}
+    for name, text in written.items():
+        with open(f"{root}/etc/{name}", "w") as file:
             file.write(text)
     _fix_dates(f"{root}/etc/shadow", epoch)
 
