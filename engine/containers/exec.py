@@ -27,7 +27,7 @@ from engine.containers.registry import Registry
 from engine.http.messages import Duplex
 from engine.spec.exec import ExecRequest, build_exec
 from oci.errors import FailedPrecondition, GantryError, InvalidArgument, NotFound
-from protos.attach import frame_header
+from protos.attach import STDOUT, frame_header
 from protos.containerd import tasks_pb2
 
 log = structlog.get_logger()
@@ -250,7 +250,7 @@ class Execs:
             await self.start(process, fifos, console)
         except GantryError as error:
             fifos.close()
-            await duplex.write(f"{error}\r\n".encode())
+            await ExecClient(duplex, tty=config.tty).send(STDOUT, f"{error}\r\n".encode())
             return
         except BaseException:
             fifos.close()
