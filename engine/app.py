@@ -55,7 +55,7 @@ class App:
         self.bus = EventBus()
         self.networks = NetworkService(self.store, self.bus, paths.exec_root, options=config)
         users = _Users()
-        self.images = ImageService(self.backend, self.bus, users)
+        self.images = ImageService(self.backend, self.bus, users, config.insecure_registries)
         self.containers = ContainerService(self.store, self.backend, self.bus, self.images, self.networks, paths)
         users.containers = self.containers
         self.networks.containers = self.containers
@@ -103,6 +103,7 @@ class App:
             await server.close()
             self._remove_sockets()
             await self.containers.close()
+            await self.images.close()
             await self.backend.close()
             self.store.close()
 
