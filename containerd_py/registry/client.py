@@ -61,6 +61,7 @@ class Request(NamedTuple):
     body: Callable[[], Any] | None = None
     wanted: frozenset[int] = frozenset({200})
     tries: int = 0
+    on_retry: Retrying | None = None
 
 
 class Passing(Exception):
@@ -149,8 +150,8 @@ class Visitor:
                 if attempt + 1 >= tries or passing.after > patience.longest_wait * 4:
                     raise passing.error from passing
                 seconds = max(passing.after, patience.wait(attempt))
-                if self.on_retry is not None:
-                    self.on_retry(seconds)
+                if told := request.on_retry or self.on_retry:
+                    told(seconds)
                 await asyncio.sleep(seconds)
         raise AssertionError("unreachable")
 

@@ -77,13 +77,12 @@ def from_answer(status: int, body: bytes, what: str) -> GantryError:
 
 
 def access_denied(repository: str, verb: str, cause: GantryError) -> GantryError:
-    """Docker's sentence for a repository that is private or does not exist."""
-    detail = cause.message.rpartition(": denied: ")[2] if ": denied: " in cause.message else ""
-    tail = f": denied: {detail}" if detail else f": {cause.message}"
+    """Docker's sentence for a repository that is private or does not exist (a registry does not tell which)."""
+    detail = cause.message.rpartition(": denied: ")[2] if ": denied: " in cause.message else cause.message
     if verb == "push":
-        return PermissionDenied(f"push access denied for {repository}{tail}", hint="docker login may be required")
-    text = f"pull access denied for {repository}, repository does not exist or may require 'docker login'{tail}"
-    return NotFound(text)
+        return PermissionDenied(f"push access denied for {repository}: denied: {detail}", hint="docker login")
+    why = "repository does not exist or may require 'docker login'"
+    return PermissionDenied(f"pull access denied for {repository}, {why}: denied: {detail}")
 
 
 def from_connection(error: Exception, url: str) -> GantryError:

@@ -20,6 +20,7 @@ from containerd_py.registry.hosts import Endpoint, RegistryConfig, endpoints
 from oci import digest as digests
 from oci.errors import (
     DataLoss,
+    DeadlineExceeded,
     FailedPrecondition,
     GantryError,
     InvalidArgument,
@@ -33,6 +34,7 @@ from oci.reference import Reference
 
 T = TypeVar("T")
 
+PIECE = 1 << 18
 MAX_MANIFEST = 4 << 20
 """Bytes of a manifest (distribution-spec: registries should take 4 MiB)."""
 SCHEMA_1 = (
@@ -98,8 +100,10 @@ class Repository:
         return await self._anywhere("resolve" if not digests.is_digest(name) else "pull", fetch)
 
     @contextlib.asynccontextmanager
-    async def blob(self, descriptor: Descriptor, offset: int = 0) -> AsyncIterator[Download]:
-        """The blob's bytes from ``offset``; the caller verifies."""
+    async def blob(
+        self, descriptor: Descriptor, offset: int = 0, on_retry: Retrying | None = None
+    ) -> AsyncIterator[Download]:
+        """The blob's bytes from ``offset``; the caller verifies. A cut raises ``Unavailable`` out of the pieces."""
         async with contextlib.AsyncExitStack() as stack:
 
             async def begin(endpoint: Endpoint) -> Download:
@@ -111,11 +115,11 @@ class Repository:
                     self._pull,
                     {"Accept-Encoding": "identity", **headers},
                     wanted=frozenset({200, 206}),
-                    tries=1,
+                    on_retry=on_retry,
                 )
                 response = await stack.enter_async_context(self.visitor.answer(endpoint, request))
                 start = _range_start(response.headers.get("Content-Range", "")) if response.status == 206 else 0
-                return Download(start, response.content.iter_chunked(1 << 18))
+                return Download(start, _pieces(response, descriptor.digest))
 
             yield await self._anywhere("pull", begin)
 
@@ -269,6 +273,19 @@ class Repository:
             except GantryError as error:
                 failure = error
         raise failure
+
+
+async def _pieces(response: Any, digest: str) -> AsyncIterator[bytes]:
+    """The body as it arrives; what goes wrong on the way as our errors."""
+    import aiohttp
+
+    try:
+        async for piece in response.content.iter_chunked(PIECE):
+            yield piece
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"blob {digest}: the registry sent nothing for too long") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise Unavailable(f"blob {digest}: the connection to the registry was cut") from error
 
 
 async def _small(response: Any, shown: str) -> bytes:

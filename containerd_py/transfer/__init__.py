@@ -1,0 +1,1 @@
+"""Moving images: pull, push, import, export, tag. Services are thin shells over ``transfers.Transfers``."""
