@@ -1,0 +1,63 @@
+"""``docker logs`` with the real client."""
+
+from __future__ import annotations
+
+import time
+
+from tests.support.engine import Engine
+from tests.support.host import wait_for
+
+
+def test_streams_tail_times(engine: Engine) -> None:
+    script = "echo one; sleep 0.05; echo two >&2; sleep 0.05; echo three; printf open"
+    engine.docker("run", "--name", "logged", "--label", "k=v", "--log-opt", "labels=k", "busybox", "sh", "-c", script)
+    try:
+        done = engine.docker("logs", "logged")
+        assert (done.stdout, done.stderr) == ("one\nthree\nopen", "two\n")
+        assert engine.docker("logs", "--tail", "2", "logged").stdout == "three\nopen"
+        assert engine.docker("logs", "--details", "logged").stdout.startswith("k=v one\n")
+        stamped = engine.docker("logs", "-t", "logged").stdout.splitlines()
+        first = stamped[0].split()[0]
+        assert len(first) == len("2026-01-01T00:00:00.000000000Z")
+        assert engine.docker("logs", "--since", stamped[1].split()[0], "logged").stdout == "three\nopen"
+        assert engine.docker("logs", "--until", first, "logged").stdout == "one\n"
+    finally:
+        engine.docker("rm", "logged")
+
+
+def test_following_ends_with_the_container(engine: Engine) -> None:
+    script = "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done"
+    engine.docker("run", "-d", "--name", "followed", "busybox", "sh", "-c", script)
+    try:
+        began = time.monotonic()
+        assert engine.docker("logs", "-f", "followed", timeout=20).stdout == "1\n2\n3\n4\n5\n"
+        assert time.monotonic() - began < 10
+    finally:
+        engine.docker("rm", "-f", "followed")
+
+
+def test_driver_none_and_unknown(engine: Engine) -> None:
+    engine.docker("run", "--name", "mute", "--log-driver", "none", "busybox", "echo", "x")
+    try:
+        done = engine.docker("logs", "mute", check=False)
+        assert "configured logging driver does not support reading" in done.stderr
+    finally:
+        engine.docker("rm", "mute")
+    done = engine.docker("create", "--log-driver", "nosuch", "busybox", check=False)
+    assert "no log driver named 'nosuch' is registered" in done.stderr
+
+
+def test_log_grows_while_the_engine_is_down(engine: Engine) -> None:
+    engine.docker(
+        "run", "-d", "--name", "onward", "busybox", "sh", "-c", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
+    )
+    try:
+        wait_for(lambda: "3\n" in engine.docker("logs", "onward").stdout, "the first lines")
+        engine.kill("engine.main")
+        time.sleep(0.5)
+        engine.start()
+        lines = [int(n) for n in engine.docker("logs", "onward").stdout.split()]
+        assert lines == list(range(1, len(lines) + 1))
+        assert len(lines) > 8
+    finally:
+        engine.docker("rm", "-f", "onward")
