@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,14 +104,74 @@ def test_image_from_an_archive(ctr: Ctr, image_archive: Path) -> None:
     assert ctr.check("images", "list", "--quiet") == ""
 
 
+def test_images_are_tagged_checked_exported_and_come_back(ctr: Ctr, image_archive: Path) -> None:
+    archive = str(ctr.daemon.host.base / "exported.tar")
+    ctr.check("images", "import", str(image_archive))
+    ctr.check("images", "tag", IMAGE, "docker.io/library/two:1")
+    assert "complete (2/2)" in ctr.check("images", "check")
+    ctr.check("images", "label", IMAGE, "k=v")
+    assert "k=v" in ctr.check("images", "list", f"name=={IMAGE}")
+    ctr.check("images", "export", archive, IMAGE)
+    ctr.check("images", "remove", "--sync", IMAGE)
+    assert ctr.run(*RUN, "docker.io/library/two:1", "i1", "true").returncode == 0
+    ctr.check("images", "remove", "--sync", "docker.io/library/two:1")
+    assert ctr.check("content", "list", "--quiet") == ""
+    assert len(ctr.check("snapshots", "list").splitlines()) == 1, "the heading"
+    assert IMAGE in ctr.check("images", "import", archive)
+    assert ctr.run(*RUN, IMAGE, "i2", "true").returncode == 0
+    ctr.check("images", "remove", "--sync", IMAGE)
+
+
+def test_content_by_hand(ctr: Ctr) -> None:
+    data = b"some content\n" * 1000
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    ctr.check("leases", "create", "--id", "held")
+    ctr.check("content", "ingest", "--expected-digest", digest, "--expected-size", str(len(data)), "ref", stdin=data)
+    ctr.check("content", "label", digest, "containerd.io/gc.root=yes")
+    assert ctr.check("content", "get", digest).encode() == data
+    assert "gc.root" in ctr.check("content", "list")
+    assert ctr.run("content", "ingest", "--expected-digest", "sha256:" + "0" * 64, "bad", stdin=data).returncode != 0
+    assert "bad" in ctr.check("content", "active"), "what arrived is kept for another attempt"
+    ctr.check("content", "delete", digest)
+    assert "not found" in ctr.run("content", "get", digest).stderr
+    assert "held" in ctr.check("leases", "list")
+    ctr.check("leases", "delete", "--sync", "held")
+    assert "held" not in ctr.check("leases", "list")
+
+
+def test_namespaces_and_plugins(ctr: Ctr) -> None:
+    ctr.check("namespaces", "create", "other", "k=v")
+    ctr.check("namespaces", "label", "other", "x=y")
+    assert "k=v,x=y" in ctr.check("namespaces", "list")
+    ctr.check("namespaces", "remove", "other")
+    assert "other" not in ctr.check("namespaces", "list")
+    plugins = ctr.check("plugins", "list")
+    assert "overlayfs" in plugins and "io.containerd.runtime.v2" in plugins
+
+
+def test_everything_is_there_after_a_restart(ctr: Ctr, image_archive: Path) -> None:
+    ctr.check("images", "import", str(image_archive))
+    ctr.check("run", "--detach", *RUN[2:], IMAGE, "r1", "sleep", "100")
+    ctr.check("containers", "label", "r1", "k=v")
+    before = [ctr.check(*what) for what in (("images", "list"), ("snapshots", "list"), ("tasks", "list"))]
+    ctr.daemon.kill(ctr.daemon.daemon_pid())
+    assert ctr.daemon.process is not None
+    ctr.daemon.process.wait(10)
+    ctr.daemon.start()
+    assert [ctr.check(*what) for what in (("images", "list"), ("snapshots", "list"), ("tasks", "list"))] == before
+    assert '"k": "v"' in ctr.check("containers", "info", "r1")
+    assert ctr.check("tasks", "exec", "--exec-id", "e", "r1", "echo", "on") == "on\n"
+    ctr.check("tasks", "kill", "--signal", "SIGKILL", "r1")
+    wait_for(lambda: "STOPPED" in ctr.check("tasks", "list"), "the end of r1")
+    ctr.run("tasks", "delete", "r1")
+    ctr.check("containers", "delete", "r1")
+    ctr.check("images", "remove", "--sync", IMAGE)
+    assert ctr.check("content", "list", "--quiet") == ""
+
+
 @pytest.fixture(scope="module")
 def image_archive(ctr: Ctr, busybox_tar: bytes) -> Path:
     """A docker archive of one layer."""
-    import hashlib
-    import io
-    import json
-    import tarfile
-
     digest = hashlib.sha256(busybox_tar).hexdigest()
     config = json.dumps(
         {
