@@ -6,10 +6,12 @@ this hour or this download is removed afterwards.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import shutil
+from collections.abc import Iterator
 
 from engine.images.bootstrap.apt import Apt, run
 from oci.errors import FailedPrecondition, Internal
@@ -88,20 +90,28 @@ async def configure(packages: list[str], root: str, epoch: int) -> None:
 def clean(root: str, epoch: int, sources: str) -> None:
     """Remove what is this run's, and leave apt with ``sources``."""
     for pattern in (*REMOVED, *EXCLUDED):
-        for path in glob.glob(f"{root}/{pattern}", include_hidden=True):
-            if path.endswith("/copyright"):
-                continue
+        for path in _inside(root, pattern):
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
     os.makedirs(f"{root}/var/lib/apt/lists/partial", mode=0o700, exist_ok=True)
-    os.makedirs(f"{root}/etc/dpkg/dpkg.cfg.d", exist_ok=True)
     written = {"machine-id": "", "apt/sources.list": sources, "dpkg/dpkg.cfg.d/docker": DPKG_EXCLUDES}
     for name, text in written.items():
-        with open(f"{root}/etc/{name}", "w") as file:
+        path = f"{root}/etc/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with open(path, "x") as file:
             file.write(text)
     _fix_dates(f"{root}/etc/shadow", epoch)
+
+
+def _inside(root: str, pattern: str) -> Iterator[str]:
+    """Paths that ``pattern`` matches, none through a link: a package's link may lead out of the root."""
+    root = os.path.realpath(root)
+    for path in glob.glob(f"{root}/{pattern}", include_hidden=True):
+        if os.path.realpath(os.path.dirname(path)) == os.path.dirname(path) and not path.endswith("/copyright"):
+            yield path
 
 
 def _fix_dates(shadow: str, epoch: int) -> None:
