@@ -157,11 +157,12 @@ class Visitor:
 
     async def _once(self, endpoint: Endpoint, request: Request) -> aiohttp.ClientResponse:
         """One try, which may be several requests: a login between two, redirects, the other scheme."""
+        used = self._proof(endpoint, request.scopes)
         response = await self._sent(endpoint, request)
         if response.status == 401:
             said = response.headers.getall("WWW-Authenticate", [])
             error = await _error(response, request.what)
-            if not await self._log_in(endpoint, said, request.scopes):
+            if not await self._log_in(endpoint, said, request.scopes, used):
                 raise error
             response = await self._sent(endpoint, request)
         if response.status in request.wanted:
@@ -257,10 +258,11 @@ class Visitor:
             return f"Bearer {token.value}"
         return self._basic.get(endpoint.host, "")
 
-    async def _log_in(self, endpoint: Endpoint, said: list[str], scopes: tuple[str, ...]) -> bool:
-        """Answer the challenges ``said``; whether there is something new to try with."""
+    async def _log_in(self, endpoint: Endpoint, said: list[str], scopes: tuple[str, ...], before: str) -> bool:
+        """Answer the challenges ``said`` to ``before``; whether there is something new to try with."""
         async with self._lock:
-            before = self._proof(endpoint, scopes)
+            if self._proof(endpoint, scopes) not in ("", before):
+                return True  # another request logged in while this one was on its way
             who = await self._credentials(endpoint.host, said)
             if who is not None and who.header:
                 self._basic[endpoint.host] = who.header
