@@ -138,6 +138,8 @@ def serve(settings: Settings) -> None:
     become_subreaper()
     helpers.ensure(settings.state, settings.helper_log)
 
+    # structlog looks for rich, for a console that this daemon never draws: 7 MiB that nobody needs.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None is how an import is told to fail
     from containerd_py import server  # imports grpc: nothing may be forked from here on
 
     for helper in (helpers.KEEPER, helpers.ZYGOTE):

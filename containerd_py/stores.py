@@ -23,6 +23,7 @@ from containerd_py.metadata.database import Database
 from containerd_py.metadata.images import Images
 from containerd_py.metadata.leases import Leases
 from containerd_py.metadata.namespaces import Namespaces
+from containerd_py.registry.hosts import RegistryConfig
 from containerd_py.services.containers import ContainersService
 from containerd_py.services.content import ContentService
 from containerd_py.services.diff import DiffService
@@ -31,10 +32,15 @@ from containerd_py.services.introspection import IntrospectionService, plugins
 from containerd_py.services.leases import LeasesService
 from containerd_py.services.namespaces import NamespacesService
 from containerd_py.services.snapshots import SnapshotsService
+from containerd_py.services.streaming import StreamingService, Streams
+from containerd_py.services.transfer import TransferService
 from containerd_py.services.version import VersionService
 from containerd_py.settings import Settings
 from containerd_py.snapshots.base import DirectorySnapshotter
 from containerd_py.snapshots.choose import snapshotters as choose_snapshotters
+from containerd_py.transfer import model as transfer_model
+from containerd_py.transfer.transfers import Transfers
+from containerd_py.unpack import Unpacker
 from oci import errors
 from protos.containerd import (
     containers_pb2_grpc,
@@ -45,6 +51,8 @@ from protos.containerd import (
     leases_pb2_grpc,
     namespaces_pb2_grpc,
     snapshots_pb2_grpc,
+    streaming_pb2_grpc,
+    transfer_pb2_grpc,
     version_pb2_grpc,
 )
 
@@ -59,7 +67,9 @@ SERVICES = (
     "leases",
     "namespaces",
     "snapshots",
+    "streaming",
     "tasks",
+    "transfer",
     "version",
 )
 
@@ -76,6 +86,7 @@ class Stores(NamedTuple):
     leases: Leases
     snapshotters: Mapping[str, DirectorySnapshotter]
     workers: LayerWorkers
+    transfers: Transfers
 
 
 def open_stores(settings: Settings, exchange: LocalExchange, stack: contextlib.AsyncExitStack) -> Stores:
@@ -101,16 +112,24 @@ def open_stores(settings: Settings, exchange: LocalExchange, stack: contextlib.A
         workers = LayerWorkers(directory)
     stack.callback(workers.close)
     collector.attach(content, snapshotters)
+    images, leases = Images(database, exchange, collector), Leases(database, collector)
+    unpacker = Unpacker(content, snapshotters, workers, database)
+    transfers = Transfers(
+        transfer_model.Stores(content, images, leases, unpacker, database.flushed),
+        RegistryConfig(settings.registry_mirrors, settings.insecure_registries),
+    )
+    stack.push_async_callback(transfers.close)
     return Stores(
         database,
         collector,
         Namespaces(database, exchange),
         Containers(database, exchange, collector),
         content,
-        Images(database, exchange, collector),
-        Leases(database, collector),
+        images,
+        leases,
         snapshotters,
         workers,
+        transfers,
     )
 
 
@@ -127,6 +146,9 @@ def serve_stores(server: grpc.aio.Server, stores: Stores, settings: Settings) ->
     leases_pb2_grpc.add_LeasesServicer_to_server(LeasesService(stores.leases, collector), server)
     snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotsService(stores.snapshotters, database), server)
     diff_pb2_grpc.add_DiffServicer_to_server(DiffService(stores.content, stores.workers, database), server)
+    streams = Streams()
+    streaming_pb2_grpc.add_StreamingServicer_to_server(StreamingService(streams), server)
+    transfer_pb2_grpc.add_TransferServicer_to_server(TransferService(stores.transfers, streams), server)
 
 
 @contextlib.contextmanager
