@@ -19,6 +19,7 @@ from tests.integration.transfer.test_pull_push_archives import Daemon, image_arc
 from tests.support.registry import running_registry
 
 METADATA = (("containerd-namespace", "test"),)
+_EOF: Any = vars(grpc.aio)["EOF"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,8 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 async def opened(channel: grpc.aio.Channel, id: str) -> Any:
-    call = streaming_pb2_grpc.StreamingStub(channel).Stream(metadata=METADATA)
+    stub: Any = streaming_pb2_grpc.StreamingStub(channel)  # the stub's types know no call without an iterator
+    call = stub.Stream(metadata=METADATA)
     await call.write(pack(streaming_pb2.StreamInit(id=id)))
     await call.read()
     return call
@@ -47,7 +49,7 @@ async def transfer(channel: grpc.aio.Channel, source: Any, destination: Any, pro
 
 
 async def answer(call: Any, password: str) -> None:
-    while (message := await call.read()) is not grpc.aio.EOF:
+    while (message := await call.read()) is not _EOF:
         assert unpack(message, types.AuthRequest).wwwauthenticate
         reply = types.AuthResponse(authType=types.CREDENTIALS, username="ali", secret=password)
         await call.write(pack(reply))
@@ -106,7 +108,7 @@ async def importing(channel: grpc.aio.Channel, data: bytes) -> None:
     await archive.done_writing()
     await work
     events = []
-    while (message := await progress.read()) is not grpc.aio.EOF:
+    while (message := await progress.read()) is not _EOF:
         events.append(unpack(message, types.Progress))
     assert events[-1].event == "saved"
     assert events[-1].name == "docker.io/library/app:v1"
@@ -118,7 +120,7 @@ async def exporting(channel: grpc.aio.Channel) -> bytes:
     work = asyncio.create_task(transfer(channel, source, types.ImageExportStream(stream="out")))
     await archive.write(pack(types.WindowUpdate(update=100 << 20)))
     data = b""
-    while (message := await archive.read()) is not grpc.aio.EOF:
+    while (message := await archive.read()) is not _EOF:
         data += unpack(message, types.Data).data
     await work
     return data
