@@ -76,16 +76,9 @@ def test_refused_while_paused_or_stopped(engine: Engine) -> None:
 
 def test_events(engine: Engine, box: str) -> None:
     engine.docker("exec", box, "sh", "-c", "exit 4", check=False)
+    until = str(int(time.time()) + 1)
     lines = engine.docker(
-        "events",
-        "--since",
-        "1",
-        "--until",
-        str(int(time.time()) + 1),
-        "--filter",
-        f"container={box}",
-        "--format",
-        "{{json .}}",
+        "events", "--since", "1", "--until", until, "--filter", f"container={box}", "--format", "{{json .}}"
     ).stdout.splitlines()
     events = [json.loads(line) for line in lines][-3:]
     assert [e["Action"] for e in events] == ["exec_create: sh -c exit 4", "exec_start: sh -c exit 4", "exec_die"]
