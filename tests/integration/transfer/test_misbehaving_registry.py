@@ -49,7 +49,8 @@ class Proxy:
             if self.limits:
                 self.limits -= 1
                 writer.write(
-                    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                limited = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 0\r\n"
+                writer.write(limited + b"Connection: close\r\n\r\n")
                 )
             else:
                 await self._forward(head, writer)
