@@ -48,10 +48,8 @@ class Proxy:
             head = await reader.readuntil(b"\r\n\r\n")
             if self.limits:
                 self.limits -= 1
-                writer.write(
                 limited = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 0\r\n"
                 writer.write(limited + b"Connection: close\r\n\r\n")
-                )
             else:
                 await self._forward(head, writer)
             await writer.drain()
