@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import select
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -86,13 +87,20 @@ class Connection:
         """Answer requests until the client or an error ends the connection."""
         try:
             while await self._serve_one():
-                self._http.start_next_cycle()
+                self._next_cycle()
         except (ConnectionError, h11.RemoteProtocolError, TimeoutError) as error:
             await self._refuse(error)
         finally:
             self._writer.close()
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await self._writer.wait_closed()
+
+    def _next_cycle(self) -> None:
+        """Ready for another request. Old clients send a line break too many behind a body (RFC 9112, 2.2)."""
+        early = bytes(self._http.trailing_data[0]).lstrip(b"\r\n")
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        if early:
+            self._http.receive_data(early)
 
     async def _refuse(self, error: Exception) -> None:
         if isinstance(error, h11.RemoteProtocolError) and self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -102,9 +110,29 @@ class Connection:
                 self._writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
                 await self._writer.drain()
 
+    async def _hung_up(self) -> None:
+        """Wait until a client that sends no more also reads no more: half-closed connections get their answer."""
+        connection = self._writer.get_extra_info("socket") if isinstance(self._writer, asyncio.StreamWriter) else None
+        if connection is None or connection.fileno() < 0:
+            return
+        gone = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        with select.epoll() as poll:
+            # Errors and hang-ups are reported even though nothing is asked for.
+            poll.register(connection.fileno(), 0)
+            loop.add_reader(poll.fileno(), gone.set)
+            try:
+                await gone.wait()
+            finally:
+                loop.remove_reader(poll.fileno())
+
     async def _receive(self) -> None:
         data = b"" if self._eof else await self._reader.read(READ_SIZE)
         self._eof = not data
+        if data and self._http.their_state is h11.IDLE and not self._http.trailing_data[0]:
+            data = data.lstrip(b"\r\n")
+            if not data:
+                return
         self._http.receive_data(data)
 
     async def _event(self) -> Any:
@@ -136,6 +164,7 @@ class Connection:
                 data = await self._reader.read(READ_SIZE)
                 if not data:
                     self._eof = True
+                    await self._hung_up()
                     handler_task.cancel("client disconnected")
                     return
                 self._http.receive_data(data)
