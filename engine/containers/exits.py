@@ -183,6 +183,8 @@ class Exits:
         )
         for name in volume_names(machine.doc):
             await self._registry.volumes.release(name, machine.id)
+        if machine.doc.host.ipc_mode == "shareable":
+            await self._registry.shm.close(machine.id)
         for problem in results:
             if isinstance(problem, Exception):
                 log.warning("an ended container was not cleaned up wholly", container=machine.id, error=str(problem))

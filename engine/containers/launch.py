@@ -74,7 +74,7 @@ class Launcher:
         try:
             directory = registry.directory(machine.id)
             prepare_files(machine.doc, directory)
-            spec = build_spec(self._spec_request(machine, netns))
+            spec = build_spec(await self._spec_request(machine, netns))
             await self._record(machine, msgspec.json.encode(spec))
             await self._create_task(machine, mounts)
             machine.task_created()
@@ -102,7 +102,7 @@ class Launcher:
             raise FailedPrecondition(f"cannot join {what} namespace of a non running container: {doc.id}")
         return doc
 
-    def _spec_request(self, machine: Machine, netns: str | None) -> SpecRequest:
+    async def _spec_request(self, machine: Machine, netns: str | None) -> SpecRequest:
         doc = machine.doc
         paths = {
             kind: self._namespace(mode, kind)
@@ -116,7 +116,7 @@ class Launcher:
             pid_ns=paths["pid"],
             ipc_ns=paths["ipc"],
             uts_ns=paths["uts"],
-            shm_path=self._shm(doc),
+            shm_path=await self._shm(doc),
         )
 
     def _namespace(self, mode: str, kind: str) -> str | None:
@@ -124,11 +124,19 @@ class Launcher:
             return None
         return f"/proc/{self._other(mode.partition(':')[2], kind.upper()).state.pid}/ns/{kind}"
 
-    def _shm(self, doc: Container) -> str | None:
-        """The ``/dev/shm`` of the container whose IPC namespace ``doc`` joins, reached through its root."""
+    async def _shm(self, doc: Container) -> str | None:
+        """The host directory for ``/dev/shm``: of a shareable container its own, of one that joins another's IPC that."""
+        if doc.host.ipc_mode == "shareable":
+            return await self._registry.shm.open(doc.id, doc.host.shm_size)
         if not doc.host.ipc_mode.startswith("container:"):
             return None
-        return f"/proc/{self._other(doc.host.ipc_mode.partition(':')[2], 'IPC').state.pid}/root/dev/shm"
+        other = self._other(doc.host.ipc_mode.partition(":")[2], "IPC")
+        if other.host.ipc_mode != "shareable":
+            raise FailedPrecondition(
+                f"cannot join IPC of container {other.id}: non-shareable IPC "
+                "(hint: use IpcMode:shareable for the donor container)"
+            )
+        return self._registry.shm.path(other.id)
 
     async def _record(self, machine: Machine, spec: bytes) -> None:
         """Containerd's record of the container, with the spec of this run."""
@@ -147,7 +155,7 @@ class Launcher:
         containers = self._registry.backend.containers
         with translated():
             if machine.recorded:
-                mask = FieldMask(paths=["spec", "runtime"])
+                mask = FieldMask(paths=["spec"])
                 await containers.Update(containers_pb2.UpdateContainerRequest(container=container, update_mask=mask))
             else:
                 await containers.Create(containers_pb2.CreateContainerRequest(container=container))
@@ -212,6 +220,7 @@ class Launcher:
                 log.warning("a failed start was not undone wholly", container=machine.id, error=str(problem))
         for name in volume_names(machine.doc):
             await self._registry.volumes.release(name, machine.id)
+        await self._registry.shm.close(machine.id)
         machine.end_run()
 
     async def discard_task(self, container_id: str) -> None:

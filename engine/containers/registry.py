@@ -11,6 +11,7 @@ from engine.backend import Backend, translated
 from engine.containers.machine import Machine
 from engine.containers.model import Container, RootfsMount
 from engine.containers.names import Names
+from engine.containers.shm import SharedMemory
 from engine.containers.volumes import Volumes
 from engine.events import EventBus
 from engine.interfaces import Images, Networks
@@ -42,6 +43,7 @@ class Registry:
         self.paths = paths
         self.volumes = Volumes(store, f"{paths.data_root}/volumes")
         self.volumes.bind_users(self._users_of_volume)
+        self.shm = SharedMemory(f"{paths.exec_root}/shm")
         self.machines: dict[str, Machine] = {}
         self.names = Names()
         self.released_volumes: set[tuple[str, str]] = set()

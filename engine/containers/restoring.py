@@ -70,6 +70,7 @@ class Restorer:
             elif process is not None and process.status == task_types_pb2.STOPPED:
                 self._ended_unseen(machine, process)
         await self._registry.networks.restore(frozenset(alive))
+        await self._registry.shm.sweep(frozenset(alive))
         for stray in recorded - set(self._registry.machines):
             self._exits.spawn(self._sweep_record(stray))
 
