@@ -12,6 +12,7 @@ import socket
 import msgspec
 
 from engine.containers.config import ContainerConfig, CreateBody, Healthcheck, HostConfig, LogConfig, RestartPolicy
+from engine.containers.logdrivers import check_options as check_log_options
 from engine.containers.signals import parse_signal
 from engine.interfaces import LocalImage, PortBinding, SandboxRequest
 from oci.errors import InvalidArgument, Unimplemented
@@ -22,7 +23,6 @@ MIN_MEMORY = 6 << 20
 RUNTIMES = ("runc-py", "runc", "crun")
 """Values of ``HostConfig.Runtime``; names like ``io.containerd.runsc.v1`` are passed to containerd as they are."""
 
-LOG_DRIVERS = ("json-file", "local", "none")
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?")
@@ -167,11 +167,7 @@ def check_host(host: HostConfig) -> None:
         )
     if host.auto_remove and policy.name != "no":
         raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
-    if host.log_config.type not in LOG_DRIVERS:
-        raise InvalidArgument(
-            f"logger: no log driver named '{host.log_config.type}' is registered",
-            hint=f"use one of {', '.join(LOG_DRIVERS)}",
-        )
+    check_log_options(host.log_config.type, host.log_config.config or {})
     if host.runtime not in RUNTIMES and not host.runtime.startswith("io.containerd."):
         raise InvalidArgument(
             f"unknown or invalid runtime name: {host.runtime}", hint=f"use one of {', '.join(RUNTIMES)}"

@@ -96,7 +96,7 @@ def inspect_view(registry: Registry, machine: Machine) -> dict[str, Any]:
         "ResolvConfPath": f"{directory}/resolv.conf" if doc.ever_started else "",
         "HostnamePath": f"{directory}/hostname" if doc.ever_started else "",
         "HostsPath": f"{directory}/hosts" if doc.ever_started else "",
-        "LogPath": f"{registry.log_directory(doc.id)}/{doc.id}-json.log" if doc.ever_started else "",
+        "LogPath": log_path(registry, doc),
         "Name": f"/{doc.name}",
         "RestartCount": doc.restart_count,
         "Driver": doc.snapshotter,
@@ -112,3 +112,10 @@ def inspect_view(registry: Registry, machine: Machine) -> dict[str, Any]:
         "NetworkSettings": registry.networks.settings(sandbox_request(doc)),
         "ImageManifestDescriptor": msgspec.to_builtins(doc.image_manifest) if doc.image_manifest else None,
     }
+
+
+def log_path(registry: Registry, doc: Container) -> str:
+    """The json file that is derived from the raw log; only that driver has one."""
+    if not doc.ever_started or doc.host.log_config.type != "json-file":
+        return ""
+    return f"{registry.log_directory(doc.id)}/{doc.id}-json.log"

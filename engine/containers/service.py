@@ -17,6 +17,7 @@ from engine.containers.health import Health
 from engine.containers.launch import Launcher, sandbox_request
 from engine.containers.listing import Listing
 from engine.containers.logs import Logs
+from engine.containers.logs_forward import Forwarding
 from engine.containers.machine import Machine
 from engine.containers.making import Maker
 from engine.containers.registry import Registry
@@ -44,6 +45,7 @@ class ContainerService(Registry):
         self.execs = Execs(self)
         self.health = Health(self, self.execs)
         self.logs = Logs(self)
+        self.forwarding = Forwarding(self)
         self.stopper = Stopper(self)
         self.remover = Remover(self, self.stopper)
         self.launcher = Launcher(self)
@@ -84,6 +86,7 @@ class ContainerService(Registry):
         await self.exits.close()
         await self.health.close()
         await self.execs.close()
+        await self.forwarding.close()
         self.logs.close()
 
     # Operations

@@ -1,0 +1,409 @@
+"""Where a container's log goes besides the raw log: json-file's file, syslog, journald, fluentd.
+
+Rule: a driver is fed from the raw log, and how far it got is on disk (``forwarded`` in the log's directory) after each
+batch; so what a container says while the engine is down, or while a server does not answer, is sent later, at least
+once. The json file is exact: it is cut back to the size that belongs to the recorded place. ``local`` needs no driver,
+the raw log is it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from engine.containers.logs import attributes, expand_tag
+from engine.containers.machine import Machine
+from engine.containers.times import rfc3339, rfc3339_fixed
+from oci.errors import InvalidArgument
+from protos.rawlog import MAX_LINE, STDERR, STDOUT, Cursor, Line, RawLog
+
+DRIVERS = ("json-file", "local", "none", "syslog", "journald", "fluentd")
+FORWARDED = "forwarded"
+BATCH_LINES = 2000
+DATAGRAM = 60 << 10
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
+_POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SYSTEM_FACILITIES = "kern user mail daemon auth syslog lpr news uucp cron authpriv ftp - - - -"
+_FACILITIES = [*_SYSTEM_FACILITIES.split(), *(f"local{number}" for number in range(8))]
+_COMMON = ("labels", "labels-regex", "env", "env-regex", "tag")
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "json-file": ("max-size", "max-file", "compress", *_COMMON),
+    "local": ("max-size", "max-file", "compress", *_COMMON),
+    "none": (),
+    "syslog": ("syslog-address", "syslog-facility", "syslog-format", *_COMMON),
+    "journald": _COMMON,
+    "fluentd": ("fluentd-address", "fluentd-async", "fluentd-sub-second-precision", *_COMMON),
+}
+_EVERYWHERE = ("mode", "max-buffer-size")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """How far a driver got: offsets in the raw log, and the json file's size at that moment."""
+
+    stdout: int = 0
+    stderr: int = 0
+    file_size: int = 0
+
+
+class Driver(Protocol):
+    """One destination. ``send`` may block (it is called in a thread) and raises ``OSError`` when it did not work."""
+
+    def send(self, lines: list[Line]) -> None:
+        """Deliver ``lines``, all or (with an error) possibly some."""
+
+    def size(self) -> int:
+        """Bytes in the current file, 0 for what is no file."""
+
+    def close(self) -> None:
+        """Let go of sockets and files."""
+
+
+def check_options(driver: str, options: dict[str, str]) -> None:
+    """Raises ``InvalidArgument`` in Docker's words for options a driver does not have."""
+    known = _OPTIONS.get(driver)
+    if known is None:
+        raise InvalidArgument(f"logger: no log driver named '{driver}' is registered")
+    for name in options:
+        if name not in known and name not in _EVERYWHERE:
+            raise InvalidArgument(f"unknown log opt '{name}' for {driver} log driver")
+    if "max-size" in options:
+        parse_size(options["max-size"])
+    if "max-file" in options:
+        _positive(options["max-file"], "max-file")
+        if int(options["max-file"]) > 1 and "max-size" not in options and driver == "json-file":
+            raise InvalidArgument("max-file cannot be used without max-size: nothing would be rotated")
+
+
+def parse_size(text: str) -> int:
+    """``10m`` in bytes."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise InvalidArgument(f"invalid value for max-size: invalid size: '{text}'")
+    return int(float(match[1]) * 1024 ** _POWER[match[2].lower()])
+
+
+def _positive(text: str, name: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise InvalidArgument(f"invalid value for {name}: {text!r}: a number above zero is expected")
+    return int(text)
+
+
+def make_driver(machine: Machine, directory: str, size: int) -> Driver | None:
+    """The driver of ``machine``; None where the raw log is all there is. ``size`` is what the json file shall have."""
+    name, options = machine.doc.host.log_config.type, machine.doc.host.log_config.config or {}
+    if name == "json-file":
+        return JsonFile(f"{directory}/{machine.id}-json.log", size, options, attributes(machine))
+    if name == "syslog":
+        return Syslog(machine, options)
+    if name == "journald":
+        return Journald(machine)
+    return Fluentd(machine, options) if name == "fluentd" else None
+
+
+class JsonFile:
+    """Docker's json file, rotated as ``max-size`` and ``max-file`` say (``…log.1`` is the newest old one)."""
+
+    def __init__(self, path: str, size: int, options: dict[str, str], extra: dict[str, str]) -> None:
+        self._path = path
+        self._limit = parse_size(options["max-size"]) if "max-size" in options else 0
+        self._files = int(options.get("max-file", "1"))
+        self._extra = b',"attrs":' + msgspec.json.encode(extra) if extra else b""
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._size = min(size, os.fstat(self._fd).st_size)
+        os.ftruncate(self._fd, self._size)
+
+    def size(self) -> int:
+        return self._size
+
+    def send(self, lines: list[Line]) -> None:
+        pending: list[bytes] = []
+        ahead = 0
+        for entry in map(self._encode, lines):
+            if self._limit and self._size + ahead and self._size + ahead + len(entry) > self._limit:
+                self._append(b"".join(pending))
+                self._rotate()
+                pending, ahead = [], 0
+            pending.append(entry)
+            ahead += len(entry)
+        self._append(b"".join(pending))
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, self._size)
+            self._size += done
+            view = view[done:]
+
+    def _encode(self, line: Line) -> bytes:
+        text = msgspec.json.encode(line.data.decode("utf-8", "replace"))
+        stream = b"stderr" if line.stream == STDERR else b"stdout"
+        at = rfc3339(line.time_ns).encode()
+        return b'{"log":' + text + b',"stream":"' + stream + b'"' + self._extra + b',"time":"' + at + b'"}\n'
+
+    def _rotate(self) -> None:
+        for number in range(self._files - 1, 0, -1):
+            older = f"{self._path}.{number - 1}" if number > 1 else self._path
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(older, f"{self._path}.{number}")
+        os.close(self._fd)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+        self._size = 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class _Wire:
+    """A socket that is connected when it is needed and forgotten when it breaks."""
+
+    def __init__(self, address: str, default_port: int) -> None:
+        url = urlsplit(address if "://" in address else f"tcp://{address}")
+        self._kind = url.scheme
+        self._target: Any = (url.hostname or "127.0.0.1", url.port or default_port)
+        if url.scheme in ("unix", "unixgram"):
+            self._target = url.path
+        self._socket: socket.socket | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        return self._kind == "tcp" or (self._kind == "unix" and self._socket is not None and self._is_stream_socket())
+
+    def _is_stream_socket(self) -> bool:
+        assert self._socket is not None
+        return self._socket.type == socket.SOCK_STREAM
+
+    def connect(self) -> socket.socket:
+        if self._socket is None:
+            if self._kind == "tcp":
+                self._socket = socket.create_connection(self._target, 5)
+            elif self._kind == "udp":
+                self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                self._socket.connect(self._target)
+            else:
+                self._socket = self._connect_unix()
+        return self._socket
+
+    def _connect_unix(self) -> socket.socket:
+        kinds = (socket.SOCK_DGRAM,) if self._kind == "unixgram" else (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+        for kind in kinds:
+            made = socket.socket(socket.AF_UNIX, kind)
+            try:
+                made.connect(self._target)
+                made.settimeout(5)
+                return made
+            except OSError:
+                made.close()
+                if kind == kinds[-1]:
+                    raise
+        raise AssertionError("unreachable")
+
+    def send(self, packets: list[bytes]) -> None:
+        try:
+            connected = self.connect()
+            for packet in packets:
+                connected.sendall(packet)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class Syslog:
+    """RFC 3164 or RFC 5424 messages to a local or remote syslog."""
+
+    def __init__(self, machine: Machine, options: dict[str, str]) -> None:
+        self._wire = _Wire(options.get("syslog-address", "unixgram:///dev/log"), 514)
+        facility = options.get("syslog-facility", "daemon")
+        self._facility = int(facility) if facility.isdecimal() else _FACILITIES.index(facility)
+        self._format = options.get("syslog-format", "")
+        self._tag = expand_tag(options.get("tag") or "{{.ID}}", machine)
+        self._remote = not options.get("syslog-address", "unix").startswith("unix")
+
+    def size(self) -> int:
+        return 0
+
+    def send(self, lines: list[Line]) -> None:
+        self._wire.connect()
+        end = b"\n" if self._wire.is_stream else b""
+        self._wire.send([self._encode(line) + end for line in lines])
+
+    def _encode(self, line: Line) -> bytes:
+        priority = self._facility * 8 + (3 if line.stream == STDERR else 6)
+        host, pid, text = socket.gethostname(), os.getpid(), line.data.rstrip(b"\n")
+        if self._format.startswith("rfc5424"):
+            head = f"<{priority}>1 {rfc3339_fixed(line.time_ns)[:26]}Z {host} {self._tag} {pid} {self._tag} - "
+        elif self._remote and not self._format:
+            head = f"<{priority}>{rfc3339(line.time_ns // 10**9 * 10**9)} {host} {self._tag}[{pid}]: "
+        else:
+            stamp = time.strftime("%b %e %H:%M:%S", time.localtime(line.time_ns / 1e9))
+            head = f"<{priority}>{stamp} {f'{host} ' if self._format else ''}{self._tag}[{pid}]: "
+        return head.encode() + text
+
+    def close(self) -> None:
+        self._wire.close()
+
+
+class Journald:
+    """systemd's journal, by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._wire = _Wire("unixgram:///run/systemd/journal/socket", 0)
+        doc = machine.doc
+        tag = expand_tag((doc.host.log_config.config or {}).get("tag") or "{{.ID}}", machine)
+        fields = {
+            "CONTAINER_ID": doc.id[:12],
+            "CONTAINER_ID_FULL": doc.id,
+            "CONTAINER_NAME": doc.name,
+            "CONTAINER_TAG": tag,
+            "IMAGE_NAME": doc.config.image,
+            "SYSLOG_IDENTIFIER": tag,
+        }
+        fields |= {re.sub(r"[^A-Z0-9_]", "_", k.upper()).lstrip("_"): v for k, v in attributes(machine).items()}
+        self._fields = b"".join(journal_field(k, v.encode()) for k, v in fields.items() if k)
+
+    def size(self) -> int:
+        return 0
+
+    def send(self, lines: list[Line]) -> None:
+        self._wire.send([self._encode(line) for line in lines])
+
+    def _encode(self, line: Line) -> bytes:
+        own = journal_field("PRIORITY", b"3" if line.stream == STDERR else b"6")
+        own += journal_field("SYSLOG_TIMESTAMP", rfc3339(line.time_ns).encode())
+        if not line.complete:
+            own += journal_field("CONTAINER_PARTIAL_MESSAGE", b"true")
+        return self._fields + own + journal_field("MESSAGE", line.data.rstrip(b"\n")[:DATAGRAM])
+
+    def close(self) -> None:
+        self._wire.close()
+
+
+def journal_field(name: str, value: bytes) -> bytes:
+    """One field; values with a newline in them go with their length."""
+    if b"\n" in value:
+        return name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
+    return name.encode() + b"=" + value + b"\n"
+
+
+class Fluentd:
+    """fluentd's forward protocol, one message a line."""
+
+    def __init__(self, machine: Machine, options: dict[str, str]) -> None:
+        self._wire = _Wire(options.get("fluentd-address", "127.0.0.1:24224"), 24224)
+        self._tag = expand_tag(options.get("tag") or "{{.ID}}", machine)
+        self._record = {"container_id": machine.id, "container_name": f"/{machine.doc.name}", **attributes(machine)}
+
+    def size(self) -> int:
+        return 0
+
+    def send(self, lines: list[Line]) -> None:
+        self._wire.send([self._encode(line) for line in lines])
+
+    def _encode(self, line: Line) -> bytes:
+        text = line.data.removesuffix(b"\n").decode("utf-8", "replace")
+        record = {**self._record, "source": "stderr" if line.stream == STDERR else "stdout", "log": text}
+        return msgspec.msgpack.encode([self._tag, line.time_ns // 10**9, record])
+
+    def close(self) -> None:
+        self._wire.close()
+
+
+class _Tail(NamedTuple):
+    time_ns: int
+    data: bytes
+
+
+class Feed:
+    """Moves a raw log into a driver, batch by batch, from where the last one ended."""
+
+    def __init__(self, machine: Machine, directory: str) -> None:
+        self._directory = directory
+        self._place = read_place(directory)
+        self.driver = make_driver(machine, directory, self._place.file_size)
+        self._log = RawLog(directory)
+        self._cursor: Cursor | None = None
+        self._open = {STDOUT: _Tail(0, b""), STDERR: _Tail(0, b"")}
+        self._ready: list[Line] = []
+        self._lock = threading.Lock()
+
+    def step(self, final: bool) -> bool:
+        """Send one batch; False when there was nothing to send. Blocking; raises ``OSError`` to be called again."""
+        with self._lock:
+            return self._step(final)
+
+    def _step(self, final: bool) -> bool:
+        if self.driver is None:
+            return False
+        if not self._ready:
+            self._ready = self._next_lines(final)
+        if not self._ready:
+            return False
+        self.driver.send(self._ready)
+        self._ready = []
+        cursor = self._cursor
+        assert cursor is not None
+        self._place = Place(
+            cursor.stdout - len(self._open[STDOUT].data),
+            cursor.stderr - len(self._open[STDERR].data),
+            self.driver.size(),
+        )
+        write_place(self._directory, self._place)
+        return True
+
+    def _next_lines(self, final: bool) -> list[Line]:
+        if self._cursor is None:
+            self._cursor = Cursor(self._log, self._place.stdout, self._place.stderr)
+        lines: list[Line] = []
+        for span in self._cursor.spans(final=final):
+            for chunk in self._log.read_span(span):
+                *whole, rest = (self._open[span.stream].data + chunk.data).split(b"\n")
+                lines += [Line(span.time_ns, span.stream, piece + b"\n", True) for piece in whole]
+                while len(rest) >= MAX_LINE:
+                    lines.append(Line(span.time_ns, span.stream, rest[:MAX_LINE], False))
+                    rest = rest[MAX_LINE:]
+                self._open[span.stream] = _Tail(span.time_ns, rest)
+            if len(lines) >= BATCH_LINES:
+                return lines
+        if final:
+            for stream, tail in self._open.items():
+                if tail.data:
+                    lines.append(Line(tail.time_ns, stream, tail.data, False))
+                    self._open[stream] = _Tail(0, b"")
+        return lines
+
+    def close(self) -> None:
+        """Let go of the driver and the log; waits for a step that is under way in a thread."""
+        with self._lock:
+            if self.driver is not None:
+                self.driver.close()
+                self.driver = None
+            self._log.close()
+
+
+def read_place(directory: str) -> Place:
+    """Where the last batch ended; the beginning when none was sent."""
+    try:
+        with open(f"{directory}/{FORWARDED}", "rb") as file:
+            return msgspec.json.decode(file.read(), type=Place)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return Place()
+
+
+def write_place(directory: str, place: Place) -> None:
+    """Note where a batch ended, whole or not at all."""
+    temporary = f"{directory}/.{FORWARDED}"
+    with open(temporary, "wb") as file:
+        file.write(msgspec.json.encode(place))
+    os.replace(temporary, f"{directory}/{FORWARDED}")

@@ -1,0 +1,88 @@
+"""Keeps every running container's log driver fed.
+
+Rule: one sleeping task per container; it wakes when the raw log grew, waits a moment so that lines go in batches, and
+tries again for ever while its destination does not answer. A container never waits for any of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from engine.containers.inotify import DirectoryWatch
+from engine.containers.logdrivers import Feed
+from engine.containers.machine import Machine
+from engine.containers.registry import Registry
+from protos.rawlog import INDEX_NAME
+
+log = structlog.get_logger()
+
+GATHER_SECONDS = 0.1
+RECHECK_SECONDS = 30.0
+MAX_PAUSE = 30.0
+DRIVEN = frozenset({"json-file", "syslog", "journald", "fluentd"})
+
+
+class Forwarding:
+    """The tasks that feed log drivers."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._watch = DirectoryWatch(INDEX_NAME)
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        registry.started.append(self._started)
+
+    def _started(self, machine: Machine) -> None:
+        running = self._tasks.get(machine.id)
+        if machine.doc.host.log_config.type in DRIVEN and (running is None or running.done()):
+            self._tasks[machine.id] = asyncio.ensure_future(self._guarded(machine))
+
+    async def close(self) -> None:
+        """Stop feeding; the next daemon goes on where this one ended."""
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._watch.close()
+
+    async def _guarded(self, machine: Machine) -> None:
+        try:
+            await self._feed(machine)
+        except Exception:
+            log.exception("feeding a log driver failed", container=machine.id)
+
+    async def _feed(self, machine: Machine) -> None:
+        directory = self._registry.log_directory(machine.id)
+        feed = Feed(machine, directory)
+        wake = asyncio.Event()
+        try:
+            with contextlib.suppress(OSError):
+                self._watch.add(directory, wake)
+            with machine.woken(wake):
+                while True:
+                    wake.clear()
+                    running = machine.doc.state.running
+                    await self._send_all(machine, feed, final=not machine.doc.state.alive)
+                    if not running:
+                        return
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(wake.wait(), RECHECK_SECONDS)
+                    await asyncio.sleep(GATHER_SECONDS)
+        finally:
+            self._watch.remove(directory, wake)
+            feed.close()
+            self._tasks.pop(machine.id, None)
+
+    async def _send_all(self, machine: Machine, feed: Feed, *, final: bool) -> None:
+        pause = 0.5
+        while machine.doc.state.status != "gone":
+            try:
+                while await asyncio.to_thread(feed.step, final):
+                    pause = 0.5
+                return
+            except OSError as error:
+                log.warning("a log driver did not take its lines", container=machine.id, error=str(error))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, MAX_PAUSE)
