@@ -60,8 +60,8 @@ class SandboxRequest(msgspec.Struct, frozen=True):
     """All a network needs to know about a container.
 
     ``mode`` is ``HostConfig.NetworkMode`` resolved to ``bridge``, ``none``, ``host``, ``container:<64-hex>`` or a
-    network name. ``links`` are ``HostConfig.Links`` (``name:alias``). ``endpoints`` is ``NetworkingConfig.EndpointsConfig`` as given (Docker's JSON objects by network
-    name).
+    network name. ``links`` are ``HostConfig.Links`` (``name:alias``). ``endpoints`` is
+    ``NetworkingConfig.EndpointsConfig`` as given (Docker's JSON objects by network name).
     Ports are keyed ``80/tcp``.
     """
 

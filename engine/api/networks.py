@@ -13,8 +13,8 @@ import msgspec
 from engine.http.messages import Request, Response, empty, json_response
 from engine.http.router import Route
 from engine.network import attach
+from engine.network.creation import CreateRequest
 from engine.network.model import Network, is_true
-from engine.network.registry import CreateRequest
 from engine.network.service import NetworkService
 from oci.errors import GantryError, InvalidArgument
 
@@ -35,10 +35,9 @@ class ConnectBody(msgspec.Struct, frozen=True, rename="pascal"):
 def routes(service: NetworkService) -> list[Route]:
     """Every endpoint of networks."""
     api = NetworksApi(service)
-    dns = "no DNS server for container names yet: /etc/hosts has the containers that were started before"
     return [
         Route("GET", "/networks", api.list),
-        Route("POST", "/networks/create", api.create, f"bridge driver, IPv4; {dns}"),
+        Route("POST", "/networks/create", api.create, "drivers bridge, macvlan, ipvlan"),
         Route("POST", "/networks/prune", api.prune),
         Route("GET", "/networks/{id}", api.inspect),
         Route("DELETE", "/networks/{id}", api.remove),

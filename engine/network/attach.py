@@ -7,8 +7,9 @@ the interface at once.
 from __future__ import annotations
 
 import asyncio
-import re
+import contextlib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -17,8 +18,6 @@ from engine.network import planning
 from engine.network.model import Endpoint, Network, Sandbox
 from engine.network.service import NetworkService, NetworkTarget
 from oci.errors import Internal, PermissionDenied
-
-_DEVICE = re.compile(r"eth(\d+)")
 
 
 async def connect(service: NetworkService, reference: str, container: str, config: Mapping[str, Any]) -> None:
@@ -50,6 +49,8 @@ def _check(network: Network, target: NetworkTarget) -> None:
             "container sharing network namespace with another container or host "
             "cannot be connected to any other network"
         )
+    if network.config_only:
+        raise PermissionDenied(f"network {network.name} is a configuration network: containers cannot be on it")
     if network.driver == "null" or mode == "none":
         raise PermissionDenied(
             "container cannot be connected to multiple networks with one of the networks in private (none) mode"
@@ -57,20 +58,48 @@ def _check(network: Network, target: NetworkTarget) -> None:
 
 
 async def _plug(service: NetworkService, sandbox: Sandbox, network: Network, settings: dict[str, Any]) -> None:
-    numbers = [int(match[1]) for e in sandbox.endpoints if (match := _DEVICE.fullmatch(e.device))]
-    endpoint = planning.make_endpoint(service.registry, network, settings, f"eth{max(numbers, default=-1) + 1}")
-    service.keep(msgspec.structs.replace(sandbox, endpoints=(*sandbox.endpoints, endpoint)))
-    had_gateway = planning.gateway_network(service.wanted(sandbox.request)) is not None
-    plan = planning.plug_plan(service.registry, endpoint, None if had_gateway or network.internal else network)
-    assert plan is not None  # only bridge networks get here
+    devices = [e.device for e in sandbox.endpoints if e.device]
+    networks = service.wanted(sandbox.request)
+    before = planning.gateway_networks(networks)
+    after = planning.gateway_networks([*networks, (network, settings)])
+    endpoint = planning.make_endpoint(service.registry, network, settings, devices)
+    # Ports that found no gateway network at start are published on the first one that comes.
+    if not any(e.ports for e in sandbox.endpoints):
+        try:
+            endpoint = planning.with_ports(service.ports, sandbox.request, network, endpoint, after)
+        except BaseException:
+            planning.drop(service.registry, service.ports, [endpoint])
+            raise
+    # A running container keeps its default route, on which its published ports answer, unless told otherwise.
+    urgent = (settings.get("GwPriority") or 0) > 0
+    gateways = {v: n for v, n in after.items() if v not in before or urgent}
+    connected = msgspec.structs.replace(sandbox, endpoints=(*sandbox.endpoints, endpoint))
+    service.keep(connected)
+    plan = planning.plug_plan(service.registry, endpoint, gateways, service.options)
+    assert plan is not None  # networks without an interface were refused
+    pin = service.pin_path(sandbox.request.container_id)
     try:
-        await service.run(service.kernel.plug, plan, service.pin_path(sandbox.request.container_id), None)
+        await service.run(service.kernel.plug, plan, pin, None)
+        await service.run(service.kernel.publish, endpoint.port_rules())
+        await service.tell_names(connected)
     except BaseException as error:
-        service.keep(sandbox)
-        service.reaper.add((endpoint,))
+        await asyncio.shield(_take_back(service, sandbox, endpoint, pin))
         if isinstance(error, OSError):
             raise Internal(f"cannot connect {sandbox.request.name} to {network.name}: {error.strerror}") from error
         raise
+    service.rewrite_files(sandbox, connected)
+
+
+async def _take_back(service: NetworkService, sandbox: Sandbox, endpoint: Endpoint, pin: str) -> None:
+    """A connect has failed: the interface may or may not be there."""
+    service.keep(sandbox)
+    service.ports.release(endpoint.id, endpoint.ports)
+    if endpoint.veth:
+        service.reaper.add((endpoint,))
+        return
+    with contextlib.suppress(OSError):
+        await service.run(service.kernel.unplug_inside, pin, (endpoint.device,))
+    service.registry.release(endpoint.network_id, endpoint.addresses)
 
 
 async def disconnect(service: NetworkService, reference: str, container: str, *, force: bool) -> None:
@@ -85,29 +114,29 @@ async def disconnect(service: NetworkService, reference: str, container: str, *,
         raise PermissionDenied(f"container {target.request.container_id} is not connected to network {network.name}")
     container_id = target.request.container_id
     sandbox = service.sandbox(container_id)
-    endpoint = _endpoint(sandbox, network)
+    endpoint = sandbox.on(network.id) if sandbox is not None else None
     service.note_attachment(container_id, network.id, None)
     if sandbox is not None and endpoint is not None:
         await asyncio.shield(_unplug(service, sandbox, endpoint))
         service.tell("disconnect", network, target.request)
 
 
-def _endpoint(sandbox: Sandbox | None, network: Network) -> Endpoint | None:
-    endpoints = sandbox.endpoints if sandbox is not None else ()
-    return next((e for e in endpoints if e.network_id == network.id), None)
-
-
 async def _unplug(service: NetworkService, sandbox: Sandbox, endpoint: Endpoint) -> None:
-    """Ports, then the interface, then the record; the default route moves to what is left."""
-    rules = [p.rule(endpoint.address) for p in endpoint.ports]
-    await service.run(service.kernel.unpublish, rules)
+    """Ports, then the interface, then the record; default routes move to what is left."""
+    container_id = sandbox.request.container_id
+    pin = service.pin_path(container_id)
+    await service.run(service.kernel.unpublish, endpoint.port_rules())
     if endpoint.veth:
         await service.reaper.delete((endpoint.veth,))
+    elif endpoint.device:
+        await service.run(service.kernel.unplug_inside, pin, (endpoint.device,))
     planning.drop(service.registry, service.ports, [endpoint])
     left = msgspec.structs.replace(sandbox, endpoints=tuple(e for e in sandbox.endpoints if e.id != endpoint.id))
     service.keep(left)
-    gateway = planning.gateway_network(service.wanted(sandbox.request))
-    remaining = _endpoint(left, gateway) if gateway is not None else None
-    if gateway is not None and remaining is not None:
-        pin = service.pin_path(sandbox.request.container_id)
-        await service.run(service.kernel.set_default_route, pin, remaining.device, gateway.gateway)
+    await service.tell_names(left)
+    service.rewrite_files(sandbox, left)
+    for version, network in planning.gateway_networks(service.wanted(sandbox.request)).items():
+        remaining = left.on(network.id)
+        if remaining is not None:
+            gateway = network.gateway_of(remaining.address6 if version == 6 else remaining.address)
+            await service.run(service.kernel.set_default_route, pin, remaining.device, [ip_address(gateway)])

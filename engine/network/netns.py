@@ -13,11 +13,12 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from engine.network.netlink import NETLINK_ROUTE, Netlink
 from engine.network.rtnl import LOOPBACK_INDEX, set_up
+from oci.errors import FailedPrecondition
 
 T = TypeVar("T")
 
@@ -90,14 +91,18 @@ async def on_own_thread_async(work: Callable[[], T]) -> T:
     return await done
 
 
+def _write_sysctl(name: str, value: bytes) -> None:
+    descriptor = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value)
+    finally:
+        os.close(descriptor)
+
+
 def _write_sysctls() -> None:
     for name, value in SYSCTLS:
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(f"/proc/sys/{name}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, value)
-            finally:
-                os.close(descriptor)
+            _write_sysctl(name, value)
 
 
 def create_pin(path: str) -> Netlink:
@@ -147,15 +152,37 @@ def enter(descriptor: int) -> None:
     _check(_libc.setns(descriptor, CLONE_NEWNET), "enter a network namespace")
 
 
-def route_socket(path: str) -> Netlink:
-    """A route socket inside the namespace pinned at ``path``. Raises ``OSError``."""
+def inside(path: str, work: Callable[[], T]) -> T:
+    """Run ``work`` on a thread inside the namespace pinned at ``path``. Raises ``OSError``."""
 
-    def inside() -> Netlink:
+    def body() -> T:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             enter(descriptor)
         finally:
             os.close(descriptor)
-        return Netlink(NETLINK_ROUTE)
+        return work()
 
-    return on_own_thread(inside)
+    return on_own_thread(body)
+
+
+def write_sysctls(path: str, values: Iterable[tuple[str, str]]) -> None:
+    """Set ``net/…`` sysctls (name with slashes, value) of the namespace pinned at ``path``.
+
+    Raises ``FailedPrecondition`` naming the one that the kernel refuses.
+    """
+
+    def work() -> None:
+        for name, value in values:
+            try:
+                _write_sysctl(name, value.encode())
+            except OSError as error:
+                key = name.replace("/", ".")
+                raise FailedPrecondition(f"cannot set {key} to {value} in the container: {error.strerror}") from error
+
+    inside(path, work)
+
+
+def route_socket(path: str) -> Netlink:
+    """A route socket inside the namespace pinned at ``path``. Raises ``OSError``."""
+    return inside(path, lambda: Netlink(NETLINK_ROUTE))

@@ -21,30 +21,32 @@ from engine.network.netlink import (
 )
 
 SUBSYSTEM = 10
-NEW_TABLE, GET_TABLE, DELETE_TABLE, NEW_CHAIN, NEW_RULE, GET_RULE = 0, 1, 2, 3, 6, 7
-NEW_SET, GET_SET, NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = 9, 10, 12, 13, 14
+NEW_TABLE, GET_TABLE, DELETE_TABLE, NEW_CHAIN, DELETE_CHAIN = 0, 1, 2, 3, 5
+NEW_RULE, GET_RULE, DELETE_RULE = 6, 7, 8
+NEW_SET, GET_SET, DELETE_SET, NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = 9, 10, 11, 12, 13, 14
 
 FAMILY_INET = 1
 FAMILY_IPV4 = 2
+FAMILY_IPV6 = 10
 
 REG = 8
 """``NFT_REG32_00``: the first of sixteen four-byte registers."""
 _VERDICT_REGISTER = 0
 
-DROP, ACCEPT, RETURN = 0, 1, -5
+DROP, ACCEPT, JUMP, RETURN = 0, 1, -3, -5
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = 0, 1, 2, 3, 4
 RAW, DSTNAT, FILTER, SRCNAT = -300, -100, 0, 100
 
 META_IIFNAME, META_OIFNAME, META_NFPROTO, META_L4PROTO = 6, 7, 15, 16
 CT_STATE, CT_STATUS = 0, 2
-STATE_ESTABLISHED, STATE_RELATED = 2, 4
+STATE_ESTABLISHED, STATE_RELATED, STATE_NEW = 2, 4, 8
 STATUS_DNAT = 1 << 5
 NETWORK_HEADER, TRANSPORT_HEADER = 1, 2
 _FIB_ADDRTYPE, _FIB_DADDR = 3, 2
 RTN_LOCAL = 2
 
-TYPE_IPV4, TYPE_PROTO, TYPE_SERVICE, TYPE_IFNAME = 7, 12, 13, 41
+TYPE_NFPROTO, TYPE_IPV4, TYPE_IPV6, TYPE_PROTO, TYPE_SERVICE, TYPE_IFNAME = 2, 7, 8, 12, 13, 41
 """nft(8)'s own numbers of key types: they only tell ``nft list`` how to print."""
 _HOST_ORDER = b"\0\4" + struct.pack("=I", 1)
 """User data of a set: keys are in host byte order; without it ``nft list`` prints interface names as nothing."""
@@ -87,6 +89,31 @@ def new_chain(table: str, name: str, kind: str, hook: int, priority: int) -> Mes
     """``add chain`` with a hook and policy accept; ``kind`` is ``filter`` or ``nat``."""
     place = nested(4, be32(1, hook), attribute(2, struct.pack(">i", priority)))
     return _message(NEW_CHAIN, NLM_F_CREATE, text(1, table), text(3, name), place, be32(5, ACCEPT), text(7, kind))
+
+
+def new_plain_chain(table: str, name: str) -> Message:
+    """``add chain`` without a hook: reached by ``jump`` only."""
+    return _message(NEW_CHAIN, NLM_F_CREATE, text(1, table), text(3, name))
+
+
+def delete_chain(table: str, name: str) -> Message:
+    """``delete chain``, which must be empty and unused."""
+    return _message(DELETE_CHAIN, 0, text(1, table), text(3, name))
+
+
+def flush_chain(table: str, name: str) -> Message:
+    """``flush chain``: its rules go, the chain stays."""
+    return _message(DELETE_RULE, 0, text(1, table), text(2, name))
+
+
+def delete_set(table: str, name: str) -> Message:
+    """``delete set`` or ``delete map``, which must be unused."""
+    return _message(DELETE_SET, 0, text(1, table), text(2, name))
+
+
+def flush_set(table: str, name: str) -> Message:
+    """``flush set`` or ``flush map``: every element goes."""
+    return _message(DELETE_ELEMENT, 0, text(1, table), text(2, name))
 
 
 def new_set(table: str, name: str, key_types: Sequence[int], key_size: int, identifier: int) -> Message:
@@ -140,6 +167,11 @@ def query_elements(table: str, name: str) -> bytes:
 def query_all() -> bytes:
     """Body of a dump over all tables of every family."""
     return struct.pack(">BBH", 0, 0, 0)
+
+
+def query_rules(table: str, chain: str) -> bytes:
+    """Body of a dump of the rules of one chain."""
+    return struct.pack(">BBH", FAMILY_INET, 0, 0) + text(1, table) + text(2, chain)
 
 
 def _expression(name: str, *parts: bytes) -> bytes:
@@ -199,9 +231,15 @@ def verdict(code: int) -> bytes:
     )
 
 
-def dnat(address: int, port: int) -> bytes:
-    """Change the destination to the IPv4 address and port in these registers."""
-    return _expression("nat", be32(1, 1), be32(2, FAMILY_IPV4), be32(3, address), be32(5, port))
+def jump(chain: str) -> bytes:
+    """Go through another chain and come back."""
+    target = nested(2, attribute(1, struct.pack(">i", JUMP)), text(2, chain))
+    return _expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, target))
+
+
+def dnat(family: int, address: int, port: int) -> bytes:
+    """Change the destination to the address (of ``family``) and port in these registers."""
+    return _expression("nat", be32(1, 1), be32(2, family), be32(3, address), be32(5, port))
 
 
 def masquerade() -> bytes:

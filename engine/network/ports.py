@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
 from engine.interfaces import PortBinding, SandboxRequest
 from engine.network.firewall import PROTOCOLS
@@ -20,6 +20,8 @@ from engine.network.model import Published
 from oci.errors import Internal, InvalidArgument, ResourceExhausted
 
 WILDCARD = "0.0.0.0"
+WILDCARD6 = "::"
+WILDCARDS = (WILDCARD, WILDCARD6)
 EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 EPHEMERAL_DEFAULT = (49153, 65535)
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -27,7 +29,10 @@ _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 @dataclass(frozen=True, slots=True)
 class PortRequest:
-    """One container port to publish on one of the host ports ``first`` to ``last`` (0 to 0: any free one)."""
+    """One container port to publish on one of the host ports ``first`` to ``last`` (0 to 0: any free one).
+
+    ``host_ip`` "" is the network's default, on every IP version that the container has.
+    """
 
     port: int
     protocol: str
@@ -62,22 +67,16 @@ def _host_ports(text: str) -> tuple[int, int]:
     return first, last
 
 
-def _host_address(text: str, default: str) -> str:
+def _host_address(text: str) -> str:
     if not text:
-        return default
+        return ""
     try:
-        address = ip_address(text.strip("[]"))
+        return str(ip_address(text.strip("[]")))
     except ValueError:
         raise InvalidArgument(f"invalid host IP address of a published port: {text}") from None
-    if isinstance(address, IPv6Address):
-        raise InvalidArgument(
-            f"cannot publish a port on {text}: this engine's bridge networks are IPv4 only",
-            hint="publish on an IPv4 address; localhost falls back to 127.0.0.1",
-        )
-    return str(address)
 
 
-def requests_of(request: SandboxRequest, default_ip: str = WILDCARD) -> list[PortRequest]:
+def requests_of(request: SandboxRequest) -> list[PortRequest]:
     """Every port to publish, explicit ones first, then ``publish_all`` for exposed ports without a binding."""
     out: list[PortRequest] = []
     bound: set[tuple[int, str]] = set()
@@ -86,11 +85,23 @@ def requests_of(request: SandboxRequest, default_ip: str = WILDCARD) -> list[Por
         bound.add((port, protocol))
         for binding in bindings or (PortBinding(),):
             first, last = _host_ports(binding.host_port)
-            out.append(PortRequest(port, protocol, _host_address(binding.host_ip, default_ip), first, last))
+            out.append(PortRequest(port, protocol, _host_address(binding.host_ip), first, last))
     exposed = [parse_port(key) for key in request.exposed_ports]
     if request.publish_all:
-        out.extend(PortRequest(p, proto, default_ip, 0, 0) for p, proto in exposed if (p, proto) not in bound)
+        out.extend(PortRequest(p, proto, "", 0, 0) for p, proto in exposed if (p, proto) not in bound)
     return out
+
+
+def host_ips(wanted: PortRequest, default_ip: str, versions: Collection[int]) -> tuple[str, ...]:
+    """The host's addresses that a port is published on, for a container that has these IP ``versions``.
+
+    A default of 0.0.0.0 stands for :: as well.
+    """
+    if wanted.host_ip:
+        return (wanted.host_ip,) if (6 if ":" in wanted.host_ip else 4) in versions else ()
+    if default_ip in WILDCARDS:
+        return tuple(ip for ip, version in zip(WILDCARDS, (4, 6), strict=True) if version in versions)
+    return (default_ip,) if (6 if ":" in default_ip else 4) in versions else ()
 
 
 def ephemeral_range() -> tuple[int, int]:
@@ -115,15 +126,18 @@ class PortTable:
         self._sockets: dict[str, list[socket.socket]] = {}
         self._next: int | None = None
 
-    def reserve(self, owner: str, wanted: Iterable[PortRequest], address: str) -> tuple[Published, ...]:
+    def reserve(
+        self, owner: str, wanted: Iterable[tuple[PortRequest, tuple[str, ...]]], address: str
+    ) -> tuple[Published, ...]:
         """Hold every port of ``wanted`` for endpoint ``owner`` (whose container is at ``address``), all or none.
 
-        Raises ``Internal`` in Docker's words; the caller puts the endpoint's name in front.
+        ``wanted`` says on which host addresses; a port has the same number on all of them. Raises ``Internal`` in
+        Docker's words; the caller puts the endpoint's name in front.
         """
         out: list[Published] = []
         try:
-            for request in wanted:
-                out.append(self._one(owner, request, address))
+            for request, ips in wanted:
+                out.extend(self._one(owner, request, ips, address))
         except BaseException:
             self.release(owner, out)
             raise
@@ -134,11 +148,15 @@ class PortTable:
 
         The container keeps the port in either case: translation comes before any socket.
         """
+        if not published.host_port:
+            return ""
         self._note(owner, published)
         try:
-            self._bind(owner, published, address)
+            held = self._bind(published, address)
         except _Taken as error:
             return str(error)
+        if held is not None:
+            self._sockets.setdefault(owner, []).append(held)
         return ""
 
     def release(self, owner: str, ports: Iterable[Published]) -> None:
@@ -160,22 +178,37 @@ class PortTable:
         self._sockets.clear()
         self._holders.clear()
 
-    def _one(self, owner: str, request: PortRequest, address: str) -> Published:
+    def _one(self, owner: str, request: PortRequest, ips: tuple[str, ...], address: str) -> list[Published]:
         problem = ""
         for number in self._candidates(request):
-            published = Published(request.host_ip, number, request.port, request.protocol)
             try:
-                if self._conflicts(published):
-                    raise _Taken(f"Bind for {request.host_ip}:{number} failed: port is already allocated")
-                self._bind(owner, published, address)
+                return self._everywhere(
+                    owner, [Published(ip, number, request.port, request.protocol) for ip in ips], address
+                )
             except _Taken as error:
                 problem = problem or str(error)
-                continue
-            self._note(owner, published)
-            return published
         if request.first != request.last or not request.first:
-            problem = f"Bind for {request.host_ip} failed: all ports are allocated ({problem})"
+            problem = f"Bind for {ips[0]} failed: all ports are allocated ({problem})"
         raise Internal(problem)
+
+    def _everywhere(self, owner: str, wanted: list[Published], address: str) -> list[Published]:
+        held: list[socket.socket] = []
+        try:
+            for published in wanted:
+                if self._conflicts(published):
+                    place = f"[{published.host_ip}]" if published.version == 6 else published.host_ip
+                    raise _Taken(f"Bind for {place}:{published.host_port} failed: port is already allocated")
+                bound = self._bind(published, address)
+                if bound is not None:
+                    held.append(bound)
+        except BaseException:
+            for taken in held:
+                taken.close()
+            raise
+        self._sockets.setdefault(owner, []).extend(held)
+        for published in wanted:
+            self._note(owner, published)
+        return wanted
 
     def _candidates(self, request: PortRequest) -> Iterator[int]:
         if request.first:
@@ -191,17 +224,20 @@ class PortTable:
         holders = self._holders.get((published.protocol, published.host_port))
         if not holders:
             return False
-        return published.host_ip == WILDCARD or WILDCARD in holders or published.host_ip in holders
+        wildcard = WILDCARDS[published.version == 6]
+        same_version = any((":" in ip) == (published.version == 6) for ip in holders)
+        return wildcard in holders or published.host_ip in holders or (published.host_ip == wildcard and same_version)
 
     def _note(self, owner: str, published: Published) -> None:
         self._holders.setdefault((published.protocol, published.host_port), {})[published.host_ip] = owner
 
-    def _bind(self, owner: str, published: Published, address: str) -> None:
+    def _bind(self, published: Published, address: str) -> socket.socket | None:
+        """A socket that holds the port; None where the kernel has none for its protocol."""
         kind = _KINDS.get(published.protocol)
         if kind is None:
-            return
+            return None
         try:
-            held = _hold(kind, published.host_ip, published.host_port)
+            return _hold(kind, published.host_ip, published.host_port)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise ResourceExhausted(
@@ -211,7 +247,6 @@ class PortTable:
             target = f"{published.host_ip}:{published.host_port}:{address}:{published.port}/{published.protocol}"
             cause = os.strerror(error.errno or 0).lower()
             raise _Taken(f"failed to bind host port for {target}: {cause}") from error
-        self._sockets.setdefault(owner, []).append(held)
 
 
 def _hold(kind: int, host_ip: str, port: int) -> socket.socket:
@@ -220,11 +255,14 @@ def _hold(kind: int, host_ip: str, port: int) -> socket.socket:
     A TCP port may have connections in TIME_WAIT from its last user, so it is bound with SO_REUSEADDR as servers do;
     going through LISTEN and clearing the option makes the kernel refuse others again (inet_csk_bind_conflict).
     """
-    held = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
+    family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
+    held = socket.socket(family, kind | socket.SOCK_CLOEXEC)
     try:
+        if family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if kind == socket.SOCK_STREAM:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((str(IPv4Address(host_ip)), port))
+        held.bind((host_ip, port))
         if kind == socket.SOCK_STREAM:
             held.listen(0)
             held.shutdown(socket.SHUT_RDWR)

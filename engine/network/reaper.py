@@ -8,14 +8,13 @@ where another process keeps the namespace alive.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from ipaddress import IPv4Address
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import structlog
 
 from engine.network.kernel import HostKernel
-from engine.network.model import Endpoint
+from engine.network.model import Address, Endpoint
 from engine.network.netlink import GONE, NETLINK_ROUTE, Netlink, NetlinkError
 from engine.network.rtnl import delete_link
 
@@ -32,9 +31,9 @@ class Reaper:
         self,
         kernel: HostKernel,
         run: Callable[..., Awaitable[Any]],
-        release: Callable[[str, str], None],
+        release: Callable[[str, Sequence[str]], None],
     ) -> None:
-        """``run`` puts work on the kernel's worker thread; ``release(network id, address)`` frees an address."""
+        """``run`` puts work on the kernel's worker thread; ``release(network id, addresses)`` frees addresses."""
         self._kernel = kernel
         self._run = run
         self._release = release
@@ -50,12 +49,11 @@ class Reaper:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def hurry(self, network_id: str, address: IPv4Address | None) -> None:
-        """Free ``address`` now if it waits for its interface to go. Raises ``NetlinkError``."""
-        if address is None:
-            return
+    async def hurry(self, network_id: str, addresses: Iterable[Address]) -> None:
+        """Free ``addresses`` now if they wait for an interface to go. Raises ``NetlinkError``."""
+        wanted = {str(address) for address in addresses}
         for endpoint in tuple(self._leaving.values()):
-            if endpoint.network_id == network_id and endpoint.address == str(address):
+            if endpoint.network_id == network_id and not wanted.isdisjoint(endpoint.addresses):
                 await self.delete((endpoint.veth,))
                 self._free({endpoint.veth: endpoint}, set())
 
@@ -82,7 +80,7 @@ class Reaper:
             endpoint = waiting.pop(veth)
             # Freed in a hurry before, its address may be somebody else's by now.
             if self._leaving.pop(veth, None) is not None:
-                self._release(endpoint.network_id, endpoint.address)
+                self._release(endpoint.network_id, endpoint.addresses)
 
     async def delete(self, names: Iterable[str]) -> None:
         """Delete interfaces on a thread of their own. Idempotent; raises ``NetlinkError``."""

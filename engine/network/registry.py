@@ -8,12 +8,15 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv6Network, ip_address
 
 import msgspec
 
-from engine.network.ipam import AddressPool, complete_pool
-from engine.network.kernel import BRIDGE_PREFIX, BridgePlan
+from engine.network import creation
+from engine.network.creation import CreateRequest
+from engine.network.drivers import driver_of
+from engine.network.firewall import BridgeRules
+from engine.network.ipam import AddressPool, complete_pool, unique_local
 from engine.network.model import (
     OPTION_DEFAULT,
     OPTION_HOST_BINDING,
@@ -21,42 +24,19 @@ from engine.network.model import (
     OPTION_MASQUERADE,
     OPTION_MTU,
     OPTION_NAME,
-    PREDEFINED,
+    Address,
     IpamConfig,
     Network,
     NetworkOptions,
+    Subnet,
 )
+from engine.network.plans import HostPlan
 from engine.store import Store
-from oci.errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied, Unimplemented
+from oci.errors import InvalidArgument, NotFound, ResourceExhausted
 
 KIND = "network"
-IFNAME_LIMIT = 15
-_NOT_BUILT = frozenset({"overlay", "macvlan", "ipvlan"})
-
-
-class CreateIpam(msgspec.Struct, frozen=True):
-    """``IPAM`` of a create request."""
-
-    driver: str | None = msgspec.field(default=None, name="Driver")
-    config: list[IpamConfig] | None = msgspec.field(default=None, name="Config")
-    options: dict[str, str] | None = msgspec.field(default=None, name="Options")
-
-
-class CreateRequest(msgspec.Struct, frozen=True, rename="pascal"):
-    """Body of ``POST /networks/create``."""
-
-    name: str = ""
-    driver: str | None = None
-    internal: bool | None = None
-    attachable: bool | None = None
-    ingress: bool | None = None
-    config_only: bool | None = None
-    scope: str | None = None
-    enable_ipv6: bool | None = msgspec.field(default=None, name="EnableIPv6")
-    enable_ipv4: bool | None = msgspec.field(default=None, name="EnableIPv4")
-    ipam: CreateIpam | None = msgspec.field(default=None, name="IPAM")
-    options: dict[str, str] | None = None
-    labels: dict[str, str] | None = None
+META_KIND = "network-meta"
+UNIQUE_LOCAL_KEY = "unique-local"
 
 
 def now_text() -> str:
@@ -66,13 +46,13 @@ def now_text() -> str:
 
 
 class NetworkRegistry:
-    """Networks by id, and an ``AddressPool`` for each bridge."""
+    """Networks by id, and an ``AddressPool`` for each of their subnets."""
 
     def __init__(self, store: Store, options: NetworkOptions) -> None:
         self._store = store
         self._options = options
         self._networks: dict[str, Network] = {}
-        self._pools: dict[str, AddressPool] = {}
+        self._pools: dict[str, list[AddressPool]] = {}
         for _, body in store.all(KIND):
             self._remember(msgspec.json.decode(body, type=Network))
 
@@ -80,14 +60,18 @@ class NetworkRegistry:
         """Every network, newest last."""
         return list(self._networks.values())
 
+    def connecting(self) -> list[Network]:
+        """Networks that have an interface on the host."""
+        return [n for n in self._networks.values() if n.connects]
+
     def bridges(self) -> list[Network]:
         """Networks that are a bridge in the kernel."""
-        return [n for n in self._networks.values() if n.bridge]
+        return [n for n in self.connecting() if n.driver == "bridge"]
 
     def _remember(self, network: Network) -> None:
         self._networks[network.id] = network
-        if network.bridge:
-            self._pools[network.id] = AddressPool(network.pools[0])
+        if network.connects:
+            self._pools[network.id] = [AddressPool(pool) for pool in network.pools]
 
     def record(self, network: Network) -> None:
         """Write a network down, before its bridge is made."""
@@ -116,25 +100,64 @@ class NetworkRegistry:
         """The network called exactly ``name``."""
         return next((n for n in self._networks.values() if n.name == name), None)
 
-    def pool(self, network: Network) -> AddressPool:
-        """The addresses of a bridge network."""
-        return self._pools[network.id]
+    # Addresses
 
-    def release(self, network_id: str, address: str) -> None:
-        """Give an address back, if its network still exists. Idempotent."""
-        pool = self._pools.get(network_id)
-        if pool is not None and address:
-            pool.release(IPv4Address(address))
+    def allocate(self, network: Network, version: int, wanted: Address | None = None) -> str:
+        """Take an address of IP version 4 or 6 for an endpoint; "" where the network has none of that version.
 
-    def bridge_plan(self, network: Network) -> BridgePlan:
-        """How the kernel shall have this network's bridge."""
-        return BridgePlan(network.bridge, network.gateway_interface, network.mtu(self._options.mtu))
+        Raises as ``AddressPool.allocate``.
+        """
+        pools = [p for p in self._pools[network.id] if p.subnet.version == version]
+        if wanted is not None:
+            pools = [p for p in pools if wanted in p.subnet] or pools[:1]
+        for position, pool in enumerate(pools):
+            try:
+                return str(pool.allocate(wanted))
+            except ResourceExhausted:
+                if position == len(pools) - 1:
+                    raise
+        return ""
 
-    def ensure_predefined(self, routed: Sequence[IPv4Network], movable: bool) -> None:
+    def _pool(self, network_id: str, address: Address) -> AddressPool | None:
+        return next((p for p in self._pools.get(network_id, ()) if address in p.subnet), None)
+
+    def take(self, network_id: str, addresses: Sequence[str]) -> None:
+        """Mark a stored endpoint's addresses as taken; raises ``Aborted`` for one that has an owner."""
+        for text in addresses:
+            pool = self._pool(network_id, ip_address(text))
+            if pool is not None:
+                pool.take(ip_address(text))
+
+    def release(self, network_id: str, addresses: Sequence[str]) -> None:
+        """Give addresses back, if their network still exists. Idempotent."""
+        for text in addresses:
+            pool = self._pool(network_id, ip_address(text))
+            if pool is not None:
+                pool.release(ip_address(text))
+
+    # Plans
+
+    def host_plan(self, network: Network) -> HostPlan | None:
+        """How the host shall have this network's interface."""
+        return driver_of(network).host(network, self._options)
+
+    def host_plans(self) -> list[HostPlan]:
+        """Every interface that networks need on the host."""
+        plans = (self.host_plan(n) for n in self.connecting())
+        return [plan for plan in plans if plan is not None]
+
+    def rules(self, without: str = "") -> list[BridgeRules]:
+        """What the firewall shall know, leaving one network (by id) out."""
+        found = (driver_of(n).rules(n) for n in self.connecting() if n.id != without)
+        return [rules for rules in found if rules is not None]
+
+    # Predefined networks
+
+    def ensure_predefined(self, routed: Sequence[Subnet], movable: bool) -> None:
         """Record ``bridge``, ``host`` and ``none`` if they are not there.
 
         ``routed`` are the networks the host has elsewhere; with ``movable`` (no container is on it) the default
-        bridge follows a changed ``bip`` or bridge name, or gets out of the way of a network the host has joined.
+        bridge follows changed flags, or gets out of the way of a network the host has joined.
         """
         for name, driver in (("host", "host"), ("none", "null")):
             if self.named(name) is None:
@@ -146,31 +169,46 @@ class NetworkRegistry:
         created = current.created if current is not None else now_text()
         if current is not None:
             self._networks.pop(current.id)
-        pool = complete_pool(self._given_pool(), self._options.pools, self._own_subnets(), routed)
         self.record(
             Network(
                 id=identifier,
                 name="bridge",
                 driver="bridge",
                 created=created,
+                ipv6=self._options.ipv6,
                 options=self._default_options(),
-                pools=(pool,),
+                pools=self._default_pools(routed),
                 bridge=self._options.bridge,
             )
         )
 
-    def _still_fits(self, current: Network, routed: Sequence[IPv4Network]) -> bool:
+    def _default_pools(self, routed: Sequence[Subnet]) -> tuple[IpamConfig, ...]:
+        four = complete_pool(self._given_pool(), self.default_pools(4), self.subnets(), routed)
+        if not self._options.ipv6:
+            return (four,)
+        six = IpamConfig(subnet=self._options.fixed_cidr_v6)
+        return four, complete_pool(six, self.default_pools(6), self.subnets(), routed)
+
+    def _still_fits(self, current: Network, routed: Sequence[Subnet]) -> bool:
         if current.bridge != self._options.bridge or current.options != self._default_options():
             return False
+        if current.ipv6 != self._options.ipv6:
+            return False
+        wanted_six = self._options.fixed_cidr_v6
+        if wanted_six and [p.network for p in current.pools_of(6)] != [IPv6Network(wanted_six)]:
+            return False
+        (four,) = current.pools_of(4)
+        if four.ip_range != self._options.fixed_cidr:
+            return False
         if self._options.bip:
-            return current.gateway_interface == IPv4Interface(self._options.bip)
-        return not any(current.subnet.overlaps(other) for other in routed)
+            return current.interface(four.gateway) == IPv4Interface(self._options.bip)
+        return not any(n.version == 4 and four.network.overlaps(n) for n in routed)
 
     def _given_pool(self) -> IpamConfig:
         if not self._options.bip:
-            return IpamConfig()
+            return IpamConfig(subnet=self._options.fixed_cidr)
         interface = IPv4Interface(self._options.bip)
-        return IpamConfig(str(interface.network), gateway=str(interface.ip))
+        return IpamConfig(str(interface.network), self._options.fixed_cidr, gateway=str(interface.ip))
 
     def _default_options(self) -> dict[str, str]:
         return {
@@ -182,77 +220,26 @@ class NetworkRegistry:
             OPTION_MTU: str(self._options.mtu),
         }
 
-    def _own_subnets(self) -> list[IPv4Network]:
-        return [n.subnet for n in self.bridges()]
+    def subnets(self) -> list[Subnet]:
+        """The subnets of every network."""
+        return [pool.network for n in self.connecting() for pool in n.pools]
 
-    def plan(self, body: CreateRequest, routed: Sequence[IPv4Network]) -> Network:
-        """The network a create request asks for, checked but not recorded.
+    def default_pools(self, version: int) -> list[tuple[str, int]]:
+        """The daemon's pools of one IP version; a unique local prefix of this host's own where none were given."""
+        pools = [pool for pool in self._options.pools if (":" in pool[0]) == (version == 6)]
+        return pools or ([self._unique_local()] if version == 6 else [])
 
-        Raises ``InvalidArgument``, ``PermissionDenied`` (predefined names, overlaps), ``AlreadyExists``,
-        ``NotFound`` (unknown driver) and ``Unimplemented``.
-        """
-        self._check(body)
-        ipam = body.ipam or CreateIpam()
-        given = [c for c in ipam.config or [] if ":" not in c.subnet]
-        if len(given) != len(ipam.config or []):
-            raise Unimplemented("IPv6 subnets are not supported by this engine's bridge networks")
-        if len(given) > 1:
-            raise InvalidArgument("bridge networks take one IPv4 subnet", hint="make one network for each subnet")
-        pool = complete_pool(
-            given[0] if given else IpamConfig(),
-            self._options.pools,
-            self._own_subnets(),
-            routed,
-        )
-        identifier = secrets.token_hex(32)
-        options = dict(body.options or {})
-        return Network(
-            id=identifier,
-            name=body.name,
-            driver="bridge",
-            created=now_text(),
-            internal=bool(body.internal),
-            attachable=bool(body.attachable),
-            options=options,
-            labels=dict(body.labels or {}),
-            ipam_driver=ipam.driver or "default",
-            ipam_options=ipam.options,
-            pools=(pool,),
-            bridge=self._bridge_name(options, identifier),
-        )
+    def _unique_local(self) -> tuple[str, int]:
+        seed = self._store.get(META_KIND, UNIQUE_LOCAL_KEY)
+        if seed is None:
+            seed = secrets.token_bytes(5)
+            self._store.put(META_KIND, UNIQUE_LOCAL_KEY, seed)
+        return unique_local(seed)
 
-    def _bridge_name(self, options: dict[str, str], identifier: str) -> str:
-        name = options.get(OPTION_NAME) or f"{BRIDGE_PREFIX}{identifier[:11]}"
-        if len(name.encode()) > IFNAME_LIMIT or "/" in name or name in (".", "..") or any(c.isspace() for c in name):
-            raise InvalidArgument(f"invalid bridge name {name!r}: at most {IFNAME_LIMIT} bytes, no slash, no space")
-        if any(n.bridge == name for n in self.bridges()):
-            raise PermissionDenied(f"bridge name {name} is already used by another network")
-        return name
+    def plan(self, body: CreateRequest, routed: Sequence[Subnet]) -> Network:
+        """The network a create request asks for, checked but not recorded; raises as ``creation.plan``."""
+        return creation.plan(self, body, routed)
 
-    def _check(self, body: CreateRequest) -> None:
-        if not body.name.strip() or body.name != body.name.strip() or "/" in body.name:
-            raise InvalidArgument(f"invalid network name {body.name!r}: it must not be empty or hold a slash")
-        if body.name in (*PREDEFINED, "default"):
-            raise PermissionDenied(f"operation is not permitted on predefined {body.name} network")
-        driver = body.driver or "bridge"
-        if driver in ("host", "null", "none"):
-            raise PermissionDenied(f'only one instance of "{driver}" network is allowed')
-        if driver in _NOT_BUILT:
-            raise Unimplemented(f"network driver {driver} is not supported by this engine", hint="use bridge")
-        if driver != "bridge":
-            raise NotFound(f'could not find plugin {driver} in v1 plugin registry: plugin "{driver}" not found')
-        if body.ipam is not None and body.ipam.driver not in (None, "", "default"):
-            raise NotFound(f'could not find IPAM plugin: plugin "{body.ipam.driver}" not found')
-        if body.scope not in (None, "", "local"):
-            raise InvalidArgument(f"network scope {body.scope} needs a swarm, and this node is in none")
-        for wanted, what in (
-            (body.ingress, "an ingress"),
-            (body.config_only, "a config-only"),
-            (body.enable_ipv6, "an IPv6"),
-        ):
-            if wanted:
-                raise Unimplemented(f"{what} network is not supported by this engine")
-        if body.enable_ipv4 is False:
-            raise Unimplemented("a network without IPv4 is not supported by this engine")
-        if self.named(body.name) is not None:
-            raise AlreadyExists(f"network with name {body.name} already exists")
+    def new_identity(self) -> tuple[str, str]:
+        """(id, time of creation) of a network about to be made."""
+        return secrets.token_hex(32), now_text()

@@ -10,7 +10,7 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from engine.network.netlink import (
     NLM_F_CREATE,
@@ -32,23 +32,30 @@ RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER = 1, 3, 4, 10
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER = 1, 3, 4, 5, 10
 IFLA_LINKINFO, IFLA_NET_NS_FD = 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_KIND, IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
+MACVLAN_MODE, MACVLAN_FLAGS, IPVLAN_MODE, IPVLAN_FLAGS, VLAN_ID = 1, 2, 1, 2, 1
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE = 1, 5
 IFLA_BRPORT_MODE, IFLA_BRPORT_ISOLATED = 4, 33
 
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+IFA_F_NODAD = 0x02
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_STALE = 0x04
 
 IFF_UP = 1
 RT_TABLE_MAIN = 254
-RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 3, 0, 1
+RTPROT_BOOT, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 3, 0, 253, 1
 
 LOOPBACK_INDEX = 1
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+Subnet = IPv4Network | IPv6Network
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +118,63 @@ def delete_link(name: str) -> Message:
     return message(RTM_DELLINK, 0, _ifinfo() + text(IFLA_IFNAME, name))
 
 
-def new_address(index: int, address: IPv4Interface) -> Message:
-    """Give an interface an address; idempotent."""
+def new_child(kind: str, name: str, parent: int, mac: bytes, mtu: int, mode: int, flags: int, ns: int) -> Message:
+    """A macvlan or ipvlan interface on ``parent``, born inside namespace ``ns``; ``mac`` and ``mtu`` may be empty."""
+    if kind == "macvlan":
+        data = u32(MACVLAN_MODE, mode) + (attribute(MACVLAN_FLAGS, struct.pack("=H", flags)) if flags else b"")
+    else:
+        data = attribute(IPVLAN_MODE, struct.pack("=H", mode)) + attribute(IPVLAN_FLAGS, struct.pack("=H", flags))
+    body = _ifinfo() + text(IFLA_IFNAME, name) + u32(IFLA_LINK, parent) + u32(IFLA_NET_NS_FD, ns)
+    if mac and kind == "macvlan":
+        body += attribute(IFLA_ADDRESS, mac)
+    if mtu:
+        body += u32(IFLA_MTU, mtu)
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, kind), nested(IFLA_INFO_DATA, data))
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + info)
+
+
+def new_vlan(name: str, parent: int, vlan: int) -> Message:
+    """Interface of VLAN number ``vlan`` on ``parent``, up."""
+    data = nested(IFLA_INFO_DATA, attribute(VLAN_ID, struct.pack("=H", vlan)))
+    body = _ifinfo(flags=IFF_UP, change=IFF_UP) + text(IFLA_IFNAME, name) + u32(IFLA_LINK, parent)
+    info = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "vlan"), data)
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + info)
+
+
+def new_plain(name: str, kind: str) -> Message:
+    """An interface of a kind that needs no settings (``dummy``, ``ipvlan`` to be refused), up."""
+    body = _ifinfo(flags=IFF_UP, change=IFF_UP) + text(IFLA_IFNAME, name)
+    return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, kind)))
+
+
+def new_address(index: int, address: Interface) -> Message:
+    """Give an interface an address; idempotent. An IPv6 one is usable at once: nobody else can have it."""
     packed, network = address.ip.packed, address.network
-    body = struct.pack("=BBBBI", socket.AF_INET, network.prefixlen, 0, RT_SCOPE_UNIVERSE, index)
+    flags = IFA_F_NODAD if address.version == 6 else 0
+    scope = RT_SCOPE_LINK if address.ip.is_link_local else RT_SCOPE_UNIVERSE
+    body = struct.pack("=BBBBI", FAMILIES[address.version], network.prefixlen, flags, scope, index)
     body += attribute(IFA_LOCAL, packed) + attribute(IFA_ADDRESS, packed)
-    if network.prefixlen < 31:
+    if address.version == 4 and network.prefixlen < 31:
         body += attribute(IFA_BROADCAST, network.broadcast_address.packed)
     return message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
-def _route(gateway: IPv4Address, index: int) -> bytes:
-    head = (socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
-    return struct.pack("=BBBBBBBBI", *head) + attribute(RTA_GATEWAY, gateway.packed) + u32(RTA_OIF, index)
-
-
-def default_route(gateway: IPv4Address, index: int) -> Message:
+def default_route(gateway: Address, index: int) -> Message:
     """Set the default route; replaces one that is there."""
-    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route(gateway, index))
+    head = (FAMILIES[gateway.version], 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    body = struct.pack("=BBBBBBBBI", *head) + attribute(RTA_GATEWAY, gateway.packed) + u32(RTA_OIF, index)
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
-def neighbour(address: IPv4Address, mac: bytes, index: int) -> Message:
+def default_link(version: int, index: int) -> Message:
+    """Make an interface itself the default route: all addresses are taken to be on it."""
+    head = (FAMILIES[version], 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_LINK, RTN_UNICAST, 0)
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, struct.pack("=BBBBBBBBI", *head) + u32(RTA_OIF, index))
+
+
+def neighbour(address: Address, mac: bytes, index: int) -> Message:
     """Tell an interface where ``address`` is, to be confirmed on use: saves the first packet's ARP round."""
-    body = struct.pack("=BxxxiHBB", socket.AF_INET, index, NUD_STALE, 0, 0)
+    body = struct.pack("=BxxxiHBB", FAMILIES[address.version], index, NUD_STALE, 0, 0)
     body += attribute(NDA_DST, address.packed) + attribute(NDA_LLADDR, mac)
     return message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
@@ -171,26 +212,35 @@ def links(netlink: Netlink) -> list[Link]:
     return [_decode_link(body) for _, body in netlink.dump(RTM_GETLINK, _ifinfo())]
 
 
-def route_networks(netlink: Netlink) -> list[tuple[IPv4Network, int]]:
-    """(destination, interface index) of every IPv4 route of the main table except default routes."""
-    out: list[tuple[IPv4Network, int]] = []
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
-    for _, answer in netlink.dump(RTM_GETROUTE, body):
-        length, table = answer[1], answer[4]
-        found = dict(attributes(answer[12:]))
-        if table == RT_TABLE_MAIN and RTA_DST in found and length:
-            index = struct.unpack("=I", found[RTA_OIF])[0] if RTA_OIF in found else 0
-            out.append((IPv4Network((found[RTA_DST], length)), index))
+def route_networks(netlink: Netlink) -> list[tuple[Subnet, int]]:
+    """(destination, interface index) of every route of the main table except default and link-local routes."""
+    out: list[tuple[Subnet, int]] = []
+    for version, family in FAMILIES.items():
+        for _, answer in netlink.dump(RTM_GETROUTE, struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            length, table = answer[1], answer[4]
+            found = dict(attributes(answer[12:]))
+            if table == RT_TABLE_MAIN and RTA_DST in found and length:
+                index = struct.unpack("=I", found[RTA_OIF])[0] if RTA_OIF in found else 0
+                network = _network(version, found[RTA_DST], length)
+                if not network.is_link_local and not network.is_multicast:
+                    out.append((network, index))
     return out
 
 
-def addresses(netlink: Netlink) -> list[tuple[IPv4Interface, int]]:
-    """(address, interface index) of every IPv4 address."""
-    out: list[tuple[IPv4Interface, int]] = []
-    for _, answer in netlink.dump(RTM_GETADDR, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0)):
-        length, index = answer[1], struct.unpack_from("=I", answer, 4)[0]
-        found = dict(attributes(answer[8:]))
-        local = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)
-        if local:
-            out.append((IPv4Interface((local, length)), index))
+def _network(version: int, packed: bytes, length: int) -> Subnet:
+    return IPv4Network((packed, length)) if version == 4 else IPv6Network((packed, length))
+
+
+def addresses(netlink: Netlink) -> list[tuple[Interface, int]]:
+    """(address, interface index) of every address that is not link-local."""
+    out: list[tuple[Interface, int]] = []
+    for version, family in FAMILIES.items():
+        for _, answer in netlink.dump(RTM_GETADDR, struct.pack("=BBBBI", family, 0, 0, 0, 0)):
+            length, index = answer[1], struct.unpack_from("=I", answer, 4)[0]
+            found = dict(attributes(answer[8:]))
+            local = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)
+            if local:
+                address = IPv4Interface((local, length)) if version == 4 else IPv6Interface((local, length))
+                if not address.ip.is_link_local:
+                    out.append((address, index))
     return out

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -20,18 +20,20 @@ import structlog
 
 from engine.events import EventBus
 from engine.interfaces import SandboxFiles, SandboxRequest
-from engine.network import netns, planning, views
+from engine.network import hostfiles, names, netns, planning, views
+from engine.network.creation import CreateRequest, vlan_parent
 from engine.network.firewall import PortRule
-from engine.network.ipam import parse_bip, parse_pools
-from engine.network.kernel import HostKernel, PlugPlan, stray_pins
+from engine.network.kernel import HostKernel, stray_pins
 from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
-from engine.network.names import container_files
+from engine.network.nameserver import NameServer
 from engine.network.netlink import Netlink, NetlinkError
+from engine.network.options import NetworkFlags, options_of
+from engine.network.plans import BridgePlan, PlugPlan
 from engine.network.ports import PortTable
 from engine.network.reaper import Reaper
-from engine.network.registry import CreateRequest, NetworkRegistry
+from engine.network.registry import NetworkRegistry
 from engine.store import Store
-from oci.errors import FailedPrecondition, GantryError, Internal, PermissionDenied, Unavailable
+from oci.errors import FailedPrecondition, GantryError, Internal, NotFound, PermissionDenied, Unavailable
 
 log = structlog.get_logger()
 
@@ -40,21 +42,6 @@ R = TypeVar("R")
 
 SANDBOX_KIND = "endpoint"
 ATTACHMENT_KIND = "attachment"
-
-
-class NetworkFlags(Protocol):
-    """The daemon flags that concern networks (``engine.config.Config`` has them)."""
-
-    @property
-    def bridge(self) -> str: ...
-    @property
-    def bip(self) -> str: ...
-    @property
-    def mtu(self) -> int: ...
-    @property
-    def address_pools(self) -> tuple[str, ...]: ...
-    @property
-    def dns(self) -> tuple[str, ...]: ...
 
 
 class NetworkTarget(msgspec.Struct, frozen=True):
@@ -90,6 +77,7 @@ class NetworkService:
         self.kernel = HostKernel(self.options)
         self._worker = ThreadPoolExecutor(1, "network")
         self.reaper = Reaper(self.kernel, self.run, self.registry.release)
+        self.nameserver = NameServer(f"{exec_root}/dns")
         self._sandboxes: dict[str, Sandbox] = {}
         self._attachments: dict[str, dict[str, dict[str, Any] | None]] = {}
         self._fresh: dict[str, Netlink] = {}
@@ -123,7 +111,7 @@ class NetworkService:
             self._attachments[container_id] = msgspec.json.decode(body, type=dict[str, dict[str, Any] | None])
 
     async def _routed(self) -> list[Any]:
-        own = [n.bridge for n in self.registry.bridges()] or [self.options.bridge]
+        own = [n.bridge for n in self.registry.connecting()] or [self.options.bridge]
         try:
             return await self.run(self.kernel.foreign_networks, own)
         except OSError as error:
@@ -144,6 +132,10 @@ class NetworkService:
             await self._repair()
         except (OSError, GantryError) as error:
             log.warning("bridge networks are not available yet", error=str(error))
+        records = (self.dns_record(sandbox) for sandbox in self._sandboxes.values())
+        await self.nameserver.restore(
+            [r for r in records if r is not None], wanted=any(n.names for n in self.registry.connecting())
+        )
 
     def _forget_sandbox(self, container_id: str) -> None:
         sandbox = self._sandboxes.pop(container_id)
@@ -153,7 +145,7 @@ class NetworkService:
     def _hold_again(self, container_id: str, sandbox: Sandbox) -> None:
         for endpoint in sandbox.endpoints:
             for published in endpoint.ports:
-                problem = self.ports.hold_again(endpoint.id, published, endpoint.address)
+                problem = self.ports.hold_again(endpoint.id, published, endpoint.address or endpoint.address6)
                 if problem:
                     log.warning(
                         "a published port is also used by another program", container=container_id, cause=problem
@@ -174,17 +166,25 @@ class NetworkService:
                 plans = [p for p in self._plans(sandbox) if p.veth not in there]
                 await self.run(self._plug_all, plans, self.pin_path(container_id), None)
 
-    async def _make_host(self, *, force: bool = False) -> None:
-        """Every bridge, and the firewall that goes with them."""
+    async def _make_host(self, *, force: bool = False, new: Network | None = None) -> None:
+        """Every network's interface on the host, and the firewall that goes with them.
+
+        What is missing for one network does not keep others from working; only ``new`` raises.
+        """
         if self._host_ready and not force:
             return
-        plans = [self.registry.bridge_plan(n) for n in self.registry.bridges()]
-        rules = [n.rules() for n in self.registry.bridges()]
-        ports = self._port_rules(self._sandboxes.values())
+        plans = self.registry.host_plans()
+        wanted = self.registry.host_plan(new) if new is not None else None
+        rules, ports = self.registry.rules(), self._port_rules(self._sandboxes.values())
 
         def work() -> None:
             for plan in plans:
-                self.kernel.ensure_bridge(plan)
+                try:
+                    self.kernel.ensure(plan)
+                except (OSError, GantryError) as error:
+                    if plan == wanted:
+                        raise
+                    log.warning("a network is not available", interface=plan.name, error=str(error))
             self.kernel.apply_rules(rules, ports, force=force)
 
         await self.run(work)
@@ -192,7 +192,7 @@ class NetworkService:
 
     @staticmethod
     def _port_rules(sandboxes: Iterable[Sandbox]) -> list[PortRule]:
-        return [p.rule(e.address) for s in sandboxes for e in s.endpoints for p in e.ports]
+        return [rule for s in sandboxes for e in s.endpoints for rule in e.port_rules()]
 
     async def remove_host_state(self) -> None:
         """Leave nothing in the kernel: pins, interfaces, bridges, the firewall table. Records of networks stay."""
@@ -203,14 +203,16 @@ class NetworkService:
         await self.reaper.drain()
         bridges = [n.bridge for n in self.registry.bridges()]
         await self.reaper.delete(await self.run(self.kernel.stray_veths, bridges, ()))
-        for network in self.registry.bridges():
-            await self.run(self.kernel.remove_bridge, self.registry.bridge_plan(network))
+        for plan in self.registry.host_plans():
+            await self.run(self.kernel.remove, plan)
         await self.run(self.kernel.remove_table)
+        await self.nameserver.stop()
         self._host_ready = False
 
     async def close(self) -> None:
         """Let go of sockets and threads; everything in the kernel goes on."""
         await self.reaper.drain()
+        self.nameserver.close()
         await self.run(self.kernel.close)
         self.ports.close()
         self._worker.shutdown(wait=False)
@@ -288,12 +290,12 @@ class NetworkService:
         networks = self.wanted(request)
         for network, config in networks:
             # A restarted container wants its own address back while its last interface may still be on its way out.
-            await self.reaper.hurry(network.id, planning.fixed_address(config))
+            await self.reaper.hurry(network.id, planning.fixed_addresses(config))
         sandbox = planning.make_sandbox(self.registry, self.ports, request, networks)
-        sandbox = msgspec.structs.replace(sandbox, shared_with=planning.shared_with(request))
         self.keep(sandbox)
         try:
             await self._attach(sandbox)
+            await self.tell_names(sandbox)
         except BaseException as error:
             await asyncio.shield(self._undo(container_id))
             if isinstance(error, OSError):
@@ -310,6 +312,31 @@ class NetworkService:
         sandbox = self._sandboxes.pop(container_id, None)
         if sandbox is not None:
             await self._release(sandbox)
+
+    async def tell_names(self, sandbox: Sandbox) -> None:
+        """Make the DNS server know a container as it is connected now, and linking ones its address."""
+        record = self.dns_record(sandbox)
+        if record is not None:
+            await self.nameserver.put(record)
+        else:
+            await self.nameserver.drop(sandbox.request.container_id)
+        if sandbox.on_default_bridge:
+            hostfiles.update_links(self.options.data_root, sandbox, list(self._sandboxes.values()))
+
+    def rewrite_files(self, before: Sandbox, now: Sandbox) -> None:
+        """A running container was connected or disconnected: its hosts and resolv.conf follow."""
+        find, directory = self.registry.find, self.options.data_root
+        with contextlib.suppress(GantryError):
+            old, new = (names.resolv_conf(s, find, self.options) for s in (before, now))
+            hostfiles.rewrite(directory, before, now, old, new)
+
+    def dns_record(self, sandbox: Sandbox) -> dict[str, Any] | None:
+        """What the DNS server is to know of a container, if it uses it."""
+        try:
+            pin = self.pin_path(sandbox.request.container_id)
+            return names.dns_record(sandbox, self.registry.find, pin, self.options)
+        except NotFound:
+            return None
 
     async def _attach(self, sandbox: Sandbox) -> None:
         plans = self._plans(sandbox)
@@ -333,8 +360,8 @@ class NetworkService:
             await self._make_host(force=True)
 
     def _plans(self, sandbox: Sandbox) -> list[PlugPlan]:
-        gateway = planning.gateway_network(self.wanted(sandbox.request))
-        plans = (planning.plug_plan(self.registry, e, gateway) for e in sandbox.endpoints)
+        gateways = planning.gateway_networks(self.wanted(sandbox.request))
+        plans = (planning.plug_plan(self.registry, e, gateways, self.options) for e in sandbox.endpoints)
         return [plan for plan in plans if plan is not None]
 
     def _plug_all(self, plans: list[PlugPlan], pin: str, inside: Netlink | None) -> None:
@@ -363,20 +390,27 @@ class NetworkService:
 
     async def _release(self, sandbox: Sandbox, pin: str = "") -> None:
         """Close ports, remove the pin, forget the record; interfaces and addresses are left to the reaper."""
-        ports = self._port_rules((sandbox,))
+        ports, container_id = self._port_rules((sandbox,)), sandbox.request.container_id
+        inner = [e.device for e in sandbox.endpoints if e.addresses and not e.veth]
+        path = self.pin_path(container_id)
 
         def work() -> None:
+            if inner and netns.is_pinned(path):
+                self.kernel.unplug_inside(path, inner)
             if pin:
                 netns.remove_pin(pin)
             self.kernel.unpublish(ports)
 
+        await self.nameserver.drop(container_id)
         try:
             await self.run(work)
         except OSError as error:
             log.warning("a network sandbox was not wholly removed", error=str(error), name=sandbox.request.name)
         for endpoint in sandbox.endpoints:
             self.ports.release(endpoint.id, endpoint.ports)
-        self._store.delete(SANDBOX_KIND, sandbox.request.container_id)
+            if not endpoint.veth:
+                self.registry.release(endpoint.network_id, endpoint.addresses)
+        self._store.delete(SANDBOX_KIND, container_id)
         self.reaper.add(sandbox.endpoints)
 
     def tell(self, action: str, network: Network, request: SandboxRequest) -> None:
@@ -388,9 +422,26 @@ class NetworkService:
         if sandbox.shared_with:
             other = self._sandboxes.get(sandbox.shared_with)
             return self._files(other) if other is not None else SandboxFiles("", "")
+        others = list(self._sandboxes.values())
+        return names.container_files(sandbox, others, self.registry.find, self._host_gateways(), self.options)
+
+    def _host_gateways(self) -> Sequence[str]:
         default = self.registry.named("bridge")
-        gateway = str(default.gateway) if default is not None else ""
-        return container_files(sandbox, self._sandboxes.values(), gateway, self.options.dns)
+        found = [str(gateway.ip) for gateway in default.gateways] if default is not None else []
+        return self.options.host_gateway or found
+
+    def link_environment(
+        self, request: SandboxRequest, environments: Callable[[str], Sequence[str]]
+    ) -> tuple[str, ...]:
+        """The variables that ``--link`` adds."""
+        if request.mode not in ("", "default", "bridge"):
+            return ()
+        others = list(self._sandboxes.values())
+        for link in request.links:
+            name, alias = names.split_link(link)
+            if names.find_sandbox(name, others) is None:
+                raise FailedPrecondition(f"Cannot link to a non running container: /{name} AS /{request.name}/{alias}")
+        return names.link_environment(request, others, environments)
 
     def settings(self, request: SandboxRequest) -> dict[str, Any]:
         """``NetworkSettings`` of container inspect."""
@@ -425,14 +476,20 @@ class NetworkService:
         await self.start()
         routed = await self._routed()
         network = self.registry.plan(body, routed)
+        if vlan_parent(network):
+            there = await self.run(self.kernel.present, (network.bridge,))
+            network = msgspec.structs.replace(network, own_parent=not there)
         self.registry.record(network)
         try:
-            await self._make_host(force=True)
+            if network.connects:
+                await self._make_host(force=True, new=network)
         except BaseException as error:
             await asyncio.shield(self._remove(network))
             if isinstance(error, OSError):
-                raise Internal(f"cannot make bridge {network.bridge}: {error.strerror}") from error
+                raise Internal(f"cannot make network {network.name} ({network.bridge}): {error.strerror}") from error
             raise
+        if network.names:
+            self.nameserver.prepare()
         self._bus.publish("network", "create", network.id, {"name": network.name, "type": network.driver})
         return network
 
@@ -454,13 +511,14 @@ class NetworkService:
 
     async def _remove(self, network: Network) -> None:
         """The bridge first, then the record: a kill in between leaves a network that is made again."""
-        rules = [n.rules() for n in self.registry.bridges() if n.id != network.id]
+        rules = self.registry.rules(without=network.id)
         ports = self._port_rules(self._sandboxes.values())
-        plan = self.registry.bridge_plan(network)
+        plan = self.registry.host_plan(network)
 
         def work() -> None:
-            self.kernel.remove_bridge(plan)
-            self.kernel.apply_rules(rules, ports, force=True)
+            if plan is not None:
+                self.kernel.remove(plan)
+                self.kernel.apply_rules(rules, ports, force=isinstance(plan, BridgePlan))
 
         try:
             await self.run(work)
@@ -471,19 +529,3 @@ class NetworkService:
         """A container is removed for good: forget networks connected to it by API. Idempotent."""
         if self._attachments.pop(container_id, None) is not None:
             self._store.delete(ATTACHMENT_KIND, container_id)
-
-
-def options_of(given: NetworkOptions | NetworkFlags | None) -> NetworkOptions:
-    """The daemon's flags as network options; raises ``InvalidArgument`` for values that make no sense."""
-    if given is None:
-        return NetworkOptions()
-    if isinstance(given, NetworkOptions):
-        return given
-    defaults = NetworkOptions()
-    return NetworkOptions(
-        bridge=given.bridge or defaults.bridge,
-        bip=str(parse_bip(given.bip)) if given.bip else "",
-        mtu=given.mtu or defaults.mtu,
-        pools=parse_pools(given.address_pools) or defaults.pools,
-        dns=given.dns,
-    )

@@ -17,25 +17,24 @@ from engine.network.ports import parse_port
 
 def network_view(network: Network, sandboxes: Iterable[Sandbox] = ()) -> dict[str, Any]:
     """``Network``: the answer of inspect; without ``sandboxes`` that of list."""
-    bridge = bool(network.bridge)
     return {
         "Name": network.name,
         "Id": network.id,
         "Created": network.created,
         "Scope": "local",
         "Driver": network.driver,
-        "EnableIPv4": bridge,
-        "EnableIPv6": False,
+        "EnableIPv4": network.ipv4,
+        "EnableIPv6": network.ipv6,
         "IPAM": {
             "Driver": network.ipam_driver,
             "Options": network.ipam_options,
-            "Config": [msgspec.to_builtins(pool) for pool in network.pools] if bridge else None,
+            "Config": [msgspec.to_builtins(pool) for pool in network.pools] or None,
         },
         "Internal": network.internal,
         "Attachable": network.attachable,
         "Ingress": network.ingress,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
+        "ConfigFrom": {"Network": network.config_from},
+        "ConfigOnly": network.config_only,
         "Containers": dict(_members(network, sandboxes)),
         "Options": network.options,
         "Labels": network.labels,
@@ -46,17 +45,24 @@ def _members(network: Network, sandboxes: Iterable[Sandbox]) -> Iterable[tuple[s
     for sandbox in sandboxes:
         for endpoint in sandbox.endpoints:
             if endpoint.network_id == network.id:
-                prefix = f"/{network.subnet.prefixlen}" if endpoint.address else ""
                 yield (
                     sandbox.request.container_id,
                     {
                         "Name": sandbox.request.name,
                         "EndpointID": endpoint.id,
                         "MacAddress": endpoint.mac,
-                        "IPv4Address": f"{endpoint.address}{prefix}",
-                        "IPv6Address": "",
+                        "IPv4Address": _with_length(network, endpoint.address),
+                        "IPv6Address": _with_length(network, endpoint.address6),
                     },
                 )
+
+
+def _with_length(network: Network, address: str) -> str:
+    return str(network.interface(address)) if address else ""
+
+
+def _length(network: Network, address: str) -> int:
+    return network.interface(address).network.prefixlen if address else 0
 
 
 def dns_names(request: SandboxRequest, config: Mapping[str, Any]) -> list[str]:
@@ -69,7 +75,8 @@ def endpoint_settings(
     network: Network, request: SandboxRequest, config: Mapping[str, Any], endpoint: Endpoint | None
 ) -> dict[str, Any]:
     """``EndpointSettings``; empty addresses while the container is not connected."""
-    connected = endpoint is not None and bool(endpoint.address)
+    four = endpoint.address if endpoint is not None else ""
+    six = endpoint.address6 if endpoint is not None else ""
     return {
         "IPAMConfig": config.get("IPAMConfig"),
         "Links": config.get("Links"),
@@ -79,13 +86,13 @@ def endpoint_settings(
         "GwPriority": config.get("GwPriority") or 0,
         "NetworkID": network.id,
         "EndpointID": endpoint.id if endpoint is not None else "",
-        "Gateway": str(network.gateway) if connected and not network.internal else "",
-        "IPAddress": endpoint.address if endpoint is not None else "",
-        "IPPrefixLen": network.subnet.prefixlen if connected else 0,
-        "IPv6Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "DNSNames": dns_names(request, config) if network.bridge and not network.default_bridge else None,
+        "Gateway": "" if network.internal else network.gateway_of(four),
+        "IPAddress": four,
+        "IPPrefixLen": _length(network, four),
+        "IPv6Gateway": "" if network.internal else network.gateway_of(six),
+        "GlobalIPv6Address": six,
+        "GlobalIPv6PrefixLen": _length(network, six),
+        "DNSNames": dns_names(request, config) if network.names else None,
     }
 
 
@@ -99,7 +106,7 @@ def port_map(exposed: Iterable[str], sandbox: Sandbox | None) -> dict[str, list[
         out[f"{port}/{protocol}"] = None
     for published in (p for endpoint in sandbox.endpoints for p in endpoint.ports):
         bindings = out.get(f"{published.port}/{published.protocol}") or []
-        bindings.append({"HostIp": published.host_ip, "HostPort": str(published.host_port)})
+        bindings.append({"HostIp": published.host_ip, "HostPort": str(published.host_port or "")})
         out[f"{published.port}/{published.protocol}"] = bindings
     return out
 
@@ -110,6 +117,9 @@ def port_summary(exposed: Iterable[str], sandbox: Sandbox | None) -> list[dict[s
     for key, bindings in port_map(exposed, sandbox).items():
         port, protocol = parse_port(key)
         for binding in bindings or ():
+            if not binding["HostPort"]:
+                out.append({"PrivatePort": port, "Type": protocol})
+                continue
             host = {"IP": binding["HostIp"], "PrivatePort": port, "PublicPort": int(binding["HostPort"])}
             out.append({**host, "Type": protocol})
         if not bindings:
@@ -139,11 +149,11 @@ def network_settings(
         "SecondaryIPv6Addresses": None,
         "EndpointID": default.get("EndpointID", ""),
         "Gateway": default.get("Gateway", ""),
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
+        "GlobalIPv6Address": default.get("GlobalIPv6Address", ""),
+        "GlobalIPv6PrefixLen": default.get("GlobalIPv6PrefixLen", 0),
         "IPAddress": default.get("IPAddress", ""),
         "IPPrefixLen": default.get("IPPrefixLen", 0),
-        "IPv6Gateway": "",
+        "IPv6Gateway": default.get("IPv6Gateway", ""),
         "MacAddress": default.get("MacAddress", ""),
         "Networks": views,
     }

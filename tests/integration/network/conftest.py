@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Any, TypeVar
 
+import dnslib
 import pytest
 
 from engine.events import EventBus
@@ -73,6 +74,18 @@ def send_frame(source: str, target: str, target_mac: bytes, port: int) -> None:
     head[10:12] = _checksum(bytes(head))
     raw.send(target_mac + raw.getsockname()[4] + b"\x08\0" + head + udp)
     raw.close()
+
+
+def ask_dns(server: str, name: str, kind: int, *, stream: bool = False) -> tuple[int, list[str]]:
+    """A question with dnslib's codec, which is not ours."""
+    question = dnslib.DNSRecord(q=dnslib.DNSQuestion(name, kind))
+    question.header.rd = 1
+    try:
+        answer = dnslib.DNSRecord.parse(question.send(server, 53, tcp=stream, timeout=6))
+    except TimeoutError:
+        return -1, []
+    assert answer.header.id == question.header.id
+    return answer.header.rcode, [str(record.rdata) for record in answer.rr]
 
 
 class PrivateHost:
@@ -167,6 +180,12 @@ class PrivateHost:
                 return ""
 
         return self.within(place, work)
+
+    def resolve(
+        self, place: str | int, name: str, kind: int = 1, *, server: str = "127.0.0.11", stream: bool = False
+    ) -> tuple[int, list[str]]:
+        """(response code, data of the records) of a question asked at ``place``; code −1 when nobody answers."""
+        return self.within(place, lambda: ask_dns(server, name, kind, stream=stream))
 
     def datagrams(self, place: int | None, port: int, address: str = "") -> Callable[[], bool]:
         """A UDP server; the answer says whether a datagram has come within half a second."""

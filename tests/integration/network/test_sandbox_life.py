@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from engine.network import attach
+from engine.network.creation import CreateIpam, CreateRequest
 from engine.network.model import IpamConfig
-from engine.network.registry import CreateIpam, CreateRequest
 from engine.network.service import NetworkTarget
 from oci.errors import FailedPrecondition, GantryError, Internal, PermissionDenied
 
@@ -183,7 +183,8 @@ def test_networks_of_the_user_are_apart(on_private_host: Run) -> None:
         address = {n: service.sandbox(f"{n:064x}").endpoints[0].address for n in range(7)}
         assert (address[3], address[4]) == ("10.9.0.129", "10.9.0.130")
         assert host.ask(1, address[2], 80) == address[1]
-        assert f"{address[1]}\tc1 " in files[2].hosts
+        assert f"{address[2]}\th2\n" in files[2].hosts
+        assert host.resolve(2, "c1") == (0, [address[1]])
         assert host.ask(3, address[4], 80) == address[3]
         assert host.ask(0, address[1], 80, 0.4) == "", "from the default bridge"
         assert host.ask(1, address[0], 80, 0.4) == "", "into the default bridge"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.network.ipam import AddressPool, choose_subnet, complete_pool, parse_bip, parse_pools
-from engine.network.model import DEFAULT_POOLS, IpamConfig
+from engine.network.ipam import AddressPool, choose_subnet, complete_pool, parse_bip, parse_pools, unique_local
+from engine.network.model import DEFAULT_POOLS, Address, IpamConfig, Subnet
 from oci.errors import Aborted, FailedPrecondition, InvalidArgument, PermissionDenied, ResourceExhausted
 
 SUBNET = IPv4Network("10.0.0.0/28")
@@ -24,7 +24,7 @@ class PoolModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = AddressPool(IpamConfig("10.0.0.0/28", "", "10.0.0.1", {"printer": "10.0.0.5"}))
-        self.owned: set[IPv4Address] = set()
+        self.owned: set[Address] = set()
 
     @rule()
     def allocate(self) -> None:
@@ -95,7 +95,7 @@ def test_address_of_another_subnet_is_refused() -> None:
 
 
 def test_default_pools_are_dockers() -> None:
-    used: list[IPv4Network] = []
+    used: list[Subnet] = []
     for _ in range(17):
         used.append(choose_subnet(DEFAULT_POOLS, used))
     assert [str(n) for n in (used[0], used[1], used[14], used[15], used[16])] == [
@@ -129,7 +129,8 @@ def test_complete_pool_fills_in() -> None:
         IpamConfig("10.2.0.5/24"),
         IpamConfig("10.2.0.0/31"),
         IpamConfig("nonsense"),
-        IpamConfig("fd00::/64"),
+        IpamConfig("fd00::/127"),
+        IpamConfig("fd00::/64", gateway="10.2.0.1"),
         IpamConfig(gateway="10.2.0.1"),
         IpamConfig("10.2.0.0/24", gateway="10.3.0.1"),
         IpamConfig("10.2.0.0/24", ip_range="10.3.0.0/25"),
@@ -137,6 +138,20 @@ def test_complete_pool_fills_in() -> None:
     ):
         with pytest.raises(InvalidArgument):
             complete(wrong)
+
+
+def test_ipv6_pools() -> None:
+    base, size = unique_local(bytes.fromhex("0102030405"))
+    assert (base, size) == ("fd01:203:405::/48", 64)
+    first = complete_pool(IpamConfig(), [(base, size)], [IPv4Network("10.0.0.0/8")], [])
+    assert first == IpamConfig("fd01:203:405::/64", "", "fd01:203:405::1")
+    assert str(choose_subnet([(base, size)], [first.network])) == "fd01:203:405:1::/64"
+    pool = AddressPool(first)
+    assert str(pool.allocate()) == "fd01:203:405::2", "the gateway and the subnet's own address are reserved"
+    assert str(pool.allocate()) == "fd01:203:405::3"
+    last = pool.subnet[-1]
+    assert pool.allocate(last) == last, "IPv6 has no broadcast address"
+    assert choose_subnet([("fd00::/8", 64)], [IPv6Network("fd00::/9")]) == IPv6Network("fd80::/64"), "found at once"
 
 
 def test_flags() -> None:

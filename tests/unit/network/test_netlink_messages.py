@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import struct
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.network import nft, rtnl
-from engine.network.firewall import BridgeRules, PortRule, ruleset
+from engine.network.firewall import CHAINS, USER_CHAINS, BridgeRules, PortRule, ruleset
 from engine.network.netlink import attribute, attributes, decode_error, frame, nested, text, u32
 
 
@@ -82,15 +82,31 @@ def test_elements_are_split_below_the_attribute_limit() -> None:
     assert all(len(body) < 0xFFFF for _, _, body in messages)
 
 
-def test_rule_set_replaces_the_table_in_one_batch() -> None:
+def test_port_rules_of_every_kind() -> None:
+    six = PortRule(IPv6Address("::"), "tcp", 80, IPv6Address("fd00::2"), 8080)
+    assert (six.place, six.key().hex(), six.data()) == (
+        "ports6",
+        "00" * 16 + "06000000" + "00500000",
+        IPv6Address("fd00::2").packed + bytes.fromhex("1f900000"),
+    )
+    routed = PortRule(IPv4Address(0), "sctp", 0, IPv4Address("172.17.0.2"), 53)
+    assert (routed.place, routed.key().hex(), routed.data()) == ("open", "ac1100028400000000350000", None)
+
+
+def test_rule_set_replaces_all_but_the_users_chains_in_one_batch() -> None:
+    first, second = IPv4Network("172.17.0.0/16"), IPv4Network("172.18.0.0/16")
     networks = [
-        BridgeRules("gantry0", IPv4Network("172.17.0.0/16")),
-        BridgeRules("gbr-x", IPv4Network("172.18.0.0/16"), internal=True, icc=False),
+        BridgeRules("gantry0", (first,), (first,)),
+        BridgeRules("gbr-x", (), (second,), internal=True, icc=False),
     ]
     messages = ruleset("gantry", networks, [])
     kinds = [kind & 0xFF for kind, _, _ in messages]
-    assert kinds[:3] == [nft.NEW_TABLE, nft.DELETE_TABLE, nft.NEW_TABLE]
-    assert kinds.count(nft.NEW_TABLE + nft.NEW_CHAIN) == 5
+    assert kinds[0] == nft.NEW_TABLE
+    assert nft.DELETE_TABLE not in kinds
+    assert kinds.count(nft.NEW_CHAIN) == len(CHAINS) + len(USER_CHAINS)
+    flushed = [b for k, _, b in messages if k & 0xFF == nft.DELETE_RULE]
+    assert len(flushed) == len(CHAINS)
+    assert not any(name.encode() + b"\0" in body for body in flushed for name in USER_CHAINS)
     assert all(kind >> 8 == nft.SUBSYSTEM for kind, _, _ in messages)
     assert ruleset("gantry", networks, []) == messages, "a pure function"
     masquerading = [b for k, _, b in messages if k & 0xFF == nft.NEW_RULE and b"masq\0" in b]

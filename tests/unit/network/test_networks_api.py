@@ -19,9 +19,11 @@ from engine.http.router import Router
 from engine.interfaces import PortBinding, SandboxRequest
 from engine.network import netns
 from engine.network.kernel import HostKernel
-from engine.network.model import NetworkOptions
+from engine.network.model import NetworkOptions, Subnet
+from engine.network.nameserver import NameServer
 from engine.network.netlink import NetlinkError
-from engine.network.service import NetworkService, NetworkTarget, options_of
+from engine.network.options import options_of
+from engine.network.service import NetworkService, NetworkTarget
 from engine.store import Store
 from oci.errors import InvalidArgument, NotFound
 
@@ -39,32 +41,53 @@ class FakeKernel(HostKernel):
         if self.fail == name:
             raise NetlinkError(errno.EPERM, 0, "")
 
-    def foreign_networks(self, own: Any) -> list[IPv4Network]:
+    def foreign_networks(self, own: Any) -> list[Subnet]:
         return [IPv4Network("172.18.0.0/16")]
 
-    def ensure_bridge(self, plan: Any) -> Any:
+    def ensure(self, plan: Any, *, force: bool = False) -> Any:
         self._note("bridge", plan.name)
 
-    def remove_bridge(self, plan: Any) -> None:
+    def remove(self, plan: Any) -> None:
         self._note("remove", plan.name)
 
     def apply_rules(self, rules: Any, ports: Any, *, force: bool = False) -> None:
         self._note("rules", len(rules))
 
     def plug(self, plan: Any, pin: str, inside: Any) -> None:
-        self._note("plug", f"{plan.device} {plan.address}")
+        self._note("plug", f"{plan.device} {' '.join(map(str, plan.addresses))}")
 
     def publish(self, ports: Any) -> None:
-        self._note("publish", len(ports))
+        if ports:
+            self._note("publish", len(ports))
 
     def unpublish(self, ports: Any) -> None:
-        self._note("unpublish", len(ports))
+        if ports:
+            self._note("unpublish", len(ports))
 
     def present(self, names: Any) -> set[str]:
         return set()
 
     def set_default_route(self, pin: str, device: str, gateway: Any) -> None:
         self._note("route", f"{device} {gateway}")
+
+
+class FakeNameServer(NameServer):
+    """Remembers the records it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("/nowhere")
+        self.records: dict[str, dict[str, Any]] = {}
+
+    async def restore(self, records: Any, *, wanted: bool) -> None:
+        self.records = {record["id"]: record for record in records}
+
+    def prepare(self) -> None: ...
+
+    async def put(self, record: dict[str, Any]) -> None:
+        self.records[record["id"]] = record
+
+    async def drop(self, container_id: str) -> None:
+        self.records.pop(container_id, None)
 
 
 class Engine:
@@ -79,6 +102,7 @@ class Engine:
     def new_service(self) -> NetworkService:
         service = NetworkService(self.store, self.bus, self.root)
         self.kernel = service.kernel = service.reaper._kernel = FakeKernel(service.options)
+        self.names = service.nameserver = FakeNameServer()
         service.reaper.delete = _deleted  # type: ignore[method-assign]  # no kernel here
         return service
 
@@ -178,12 +202,12 @@ def test_create_inspect_remove(play: Callable[[Scenario], None]) -> None:
         ({"Name": "host"}, 403, "operation is not permitted on predefined host network"),
         ({"Name": " "}, 400, "invalid network name"),
         ({"Name": "x", "Driver": "host"}, 403, "only one instance"),
-        ({"Name": "x", "Driver": "overlay"}, 501, "not supported"),
+        ({"Name": "x", "Driver": "overlay"}, 501, "swarm"),
         ({"Name": "x", "Driver": "nope"}, 404, 'plugin "nope" not found'),
-        ({"Name": "x", "EnableIPv6": True}, 501, "IPv6"),
+        ({"Name": "x", "EnableIPv4": False}, 400, "IPv4 or IPv6 must be enabled"),
         ({"Name": "x", "IPAM": {"Config": [{"Subnet": "172.17.5.0/24"}]}}, 403, "Pool overlaps"),
         ({"Name": "x", "IPAM": {"Config": [{"Subnet": "10.0.0.1/24"}]}}, 400, "host bits"),
-        ({"Name": "x", "IPAM": {"Config": [{"Subnet": "fd00::/64"}]}}, 501, "IPv6"),
+        ({"Name": "x", "EnableIPv6": True, "IPAM": {"Config": [{"Subnet": "fd00::/127"}]}}, 400, "no room"),
         ({"Name": "x", "IPAM": {"Driver": "dhcp"}}, 404, "dhcp"),
         ({"Name": "x", "Options": {"com.docker.network.bridge.name": "../../x"}}, 400, "invalid bridge name"),
         ({"Name": "x", "Options": {"com.docker.network.bridge.name": "sixteen-letters!"}}, 400, "invalid bridge name"),
@@ -293,7 +317,7 @@ def test_a_failed_connect_gives_everything_back(play: Callable[[Scenario], None]
 
 def test_validation_before_anything_is_stored(play: Callable[[Scenario], None]) -> None:
     async def scenario(engine: Engine) -> None:
-        with pytest.raises(NotFound, match="^network nope not found$"):
+        with pytest.raises(NotFound, match=r"^network nope not found$"):
             engine.service.validate(container(1, "nope"))
         fixed = {"bridge": {"IPAMConfig": {"IPv4Address": "172.17.0.9"}}}
         with pytest.raises(InvalidArgument, match="supported on user defined networks only"):
@@ -314,7 +338,7 @@ def test_several_networks_and_their_order(play: Callable[[Scenario], None]) -> N
             await engine.call("POST", "/networks/create", {"Name": name})
         request = container(1, "blue", endpoints={"apple": {"Aliases": ["a"]}, "blue": {}})
         await engine.service.connect(request)
-        assert engine.kernel.calls[-3:-1] == ["plug eth0 172.19.0.2/16", "plug eth1 172.20.0.2/16"]
+        assert engine.kernel.calls[-2:] == ["plug eth0 172.19.0.2/16", "plug eth1 172.20.0.2/16"]
         views = engine.service.settings(request)["Networks"]
         assert views["apple"]["DNSNames"] == ["c1", "a", "000000000000", "h1"]
 

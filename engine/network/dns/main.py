@@ -1,0 +1,38 @@
+"""``python -m engine.network.dns.main DIRECTORY``: serve the records in DIRECTORY until told to stop.
+
+Rule: one server a directory: the lock is held for the life of the process. Ends with no trace but the records.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+
+from engine.network.dns.control import Control, socket_path
+from engine.network.dns.loop import Loop
+from engine.network.dns.server import Server
+
+
+def main(directory: str) -> int:
+    """Run the server; the exit status: 1 when another one has the directory."""
+    lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.stderr.write(f"another DNS server serves {directory}\n")
+        return 1
+    os.umask(0o077)
+    loop = Loop()
+    control = Control(loop, Server(loop), directory)
+    signal.signal(signal.SIGTERM, lambda number, frame: loop.stop())
+    control.sync()
+    control.listen()
+    loop.run()
+    os.unlink(socket_path(directory))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
