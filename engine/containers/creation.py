@@ -233,6 +233,8 @@ def sandbox_request(container_id: str, name: str, body: CreateBody) -> SandboxRe
         dns_search=host.dns_search or (),
         dns_options=host.dns_options or (),
         extra_hosts=host.extra_hosts or (),
+        links=host.links or (),
+        domainname=config.domainname,
     )
 
 

@@ -68,13 +68,13 @@ class Launcher:
         registry = self._registry
         for name in volume_names(machine.doc):
             await registry.volumes.use(name, machine.id)
-        request = await self._resolved(sandbox_request(machine.doc))
+        request = self._resolved(machine)
         netns, mounts = await asyncio.gather(registry.networks.open_sandbox(request), registry.rootfs(machine))
         connecting = asyncio.ensure_future(registry.networks.connect(request))
         try:
             directory = registry.directory(machine.id)
             prepare_files(machine.doc, directory)
-            spec = build_spec(await self._spec_request(machine, netns))
+            spec = build_spec(await self._spec_request(machine, netns, request))
             await self._record(machine, msgspec.json.encode(spec))
             await self._create_task(machine, mounts)
             machine.task_created()
@@ -88,12 +88,18 @@ class Launcher:
             await asyncio.gather(connecting, return_exceptions=True)
             raise
 
-    async def _resolved(self, request: SandboxRequest) -> SandboxRequest:
-        """``container:<name>`` by id."""
+    def _resolved(self, machine: Machine) -> SandboxRequest:
+        """What is asked of the network: ``container:<name>`` by id, with the host name of that container."""
+        request = sandbox_request(machine.doc)
         kind, separator, reference = request.mode.partition(":")
         if kind != "container" or not separator:
             return request
-        return msgspec.structs.replace(request, mode=f"container:{self._other(reference, 'network').id}")
+        donor = self._other(reference, "network")
+        config = machine.doc.config
+        if config.hostname != donor.config.hostname:
+            config = msgspec.structs.replace(config, hostname=donor.config.hostname, domainname=donor.config.domainname)
+            machine.update(config=config)
+        return msgspec.structs.replace(request, mode=f"container:{donor.id}", hostname=donor.config.hostname)
 
     def _other(self, reference: str, what: str) -> Container:
         """The running container whose ``what`` namespace is to be joined."""
@@ -102,8 +108,8 @@ class Launcher:
             raise FailedPrecondition(f"cannot join {what} namespace of a non running container: {doc.id}")
         return doc
 
-    async def _spec_request(self, machine: Machine, netns: str | None) -> SpecRequest:
-        doc = machine.doc
+    async def _spec_request(self, machine: Machine, netns: str | None, request: SandboxRequest) -> SpecRequest:
+        doc = self._linked(machine.doc, request)
         paths = {
             kind: self._namespace(mode, kind)
             for kind, mode in (("pid", doc.host.pid_mode), ("ipc", doc.host.ipc_mode), ("uts", doc.host.uts_mode))
@@ -119,13 +125,22 @@ class Launcher:
             shm_path=await self._shm(doc),
         )
 
+    def _linked(self, doc: Container, request: SandboxRequest) -> Container:
+        """``doc`` with the variables of its ``--link`` containers before its own."""
+        if not request.links:
+            return doc
+        machines = self._registry.machines
+        added = self._registry.networks.link_environment(request, lambda other: machines[other].doc.config.env or ())
+        config = msgspec.structs.replace(doc.config, env=(*added, *(doc.config.env or ())))
+        return msgspec.structs.replace(doc, config=config)
+
     def _namespace(self, mode: str, kind: str) -> str | None:
         if not mode.startswith("container:"):
             return None
         return f"/proc/{self._other(mode.partition(':')[2], kind.upper()).state.pid}/ns/{kind}"
 
     async def _shm(self, doc: Container) -> str | None:
-        """The host directory for ``/dev/shm``: of a shareable container its own, of one that joins another's IPC that."""
+        """The host directory for ``/dev/shm``: a shareable container's own, or that of the one whose IPC is joined."""
         if doc.host.ipc_mode == "shareable":
             return await self._registry.shm.open(doc.id, doc.host.shm_size)
         if not doc.host.ipc_mode.startswith("container:"):
