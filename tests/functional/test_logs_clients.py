@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 from tests.support.engine import Engine
@@ -61,3 +62,18 @@ def test_log_grows_while_the_engine_is_down(engine: Engine) -> None:
         assert len(lines) > 8
     finally:
         engine.docker("rm", "-f", "onward")
+
+
+def test_log_path_is_a_docker_json_file(engine: Engine) -> None:
+    engine.docker("run", "--name", "filed", "busybox", "sh", "-c", "echo out; echo err >&2; printf rest")
+    try:
+        path = engine.docker("inspect", "-f", "{{.LogPath}}", "filed").stdout.strip()
+        wait_for(lambda: "rest" in engine.host.check("cat", path), "the file")
+        entries = [json.loads(line) for line in engine.host.check("cat", path).splitlines()]
+        assert {(e["stream"], e["log"]) for e in entries} == {
+            ("stdout", "out\n"),
+            ("stderr", "err\n"),
+            ("stdout", "rest"),
+        }
+    finally:
+        engine.docker("rm", "filed")
