@@ -8,6 +8,7 @@ import os
 
 import structlog
 
+from engine.api import build as build_api
 from engine.api import container_files, container_logs, container_stats
 from engine.api import containers as containers_api
 from engine.api import exec as exec_api
@@ -17,6 +18,7 @@ from engine.api import swarm as swarm_api
 from engine.api import volumes as volumes_api
 from engine.api.system import SystemApi
 from engine.backend import Backend
+from engine.build.service import BuildService
 from engine.config import Config
 from engine.containers.service import ContainerService
 from engine.events import EventBus
@@ -60,6 +62,7 @@ class App:
         users.containers = self.containers
         self.networks.containers = self.containers
         self.images.containers = self.containers
+        self.builds = BuildService(self.store, self.images, self.containers, paths)
         self.system = SystemApi(
             config, self.backend, self.bus, self.containers, self.images.count, stop_engine=self.stop_engine
         )
@@ -75,6 +78,7 @@ class App:
             *container_stats.routes(self.containers),
             *volumes_api.routes(self.containers),
             *images_api.routes(self.images),
+            *build_api.routes(self.builds),
             *networks_api.routes(self.networks),
             *swarm_api.routes(),
         ]
@@ -87,6 +91,7 @@ class App:
         await self.images.start()
         await self.networks.start()
         await self.containers.restore()
+        await self.builds.start()
         server = HttpServer(Router(self.routes()))
         tasks = [asyncio.create_task(self._supervisor.watch())] if self._supervisor is not None else []
         try:

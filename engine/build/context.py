@@ -6,12 +6,13 @@ arrive, so that a build that finds every step in its cache reads nothing again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import posixpath
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from engine.build.dockerfile.ignore import IgnoreRules
@@ -25,6 +26,7 @@ KINDS = {
     tar.SYMLINK: stat.S_IFLNK, tar.CHAR: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.DIRECTORY: stat.S_IFDIR,
     tar.FIFO: stat.S_IFIFO,
 }  # fmt: skip
+PIECE = 1 << 20
 IGNORE_FILE = ".dockerignore"
 ROOT = Node(stat.S_IFDIR | 0o755)
 
@@ -34,6 +36,8 @@ class Context:
 
     def __init__(self, path: str) -> None:
         """``path`` names the file that will hold the contents; it is removed from its directory at once."""
+        self._path = path
+        self._spools = 0
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.unlink(path)
         self._nodes: dict[str, Node] = {"": ROOT}
@@ -59,9 +63,38 @@ class Context:
 
     def add_file(self, path: str, content: bytes, mode: int = 0o644) -> None:
         """Put one file into the context (a Dockerfile that came on its own)."""
-        self._insert(path, Node(stat.S_IFREG | mode, len(content)))
-        self._places[path] = (self._end, hashlib.sha256(content).hexdigest())
-        self._write(content)
+        with self.adding(path, mode) as write:
+            write(content)
+
+    def sibling(self) -> str:
+        """A fresh name beside our own file, for another context of the same build."""
+        self._spools += 1
+        return f"{self._path}.{self._spools}"
+
+    @contextlib.contextmanager
+    def adding(self, path: str, mode: int, mtime: int = 0) -> Iterator[Callable[[bytes], None]]:
+        """Put one file into the context piece by piece; ``mtime`` in seconds."""
+        began, digest = self._end, hashlib.sha256()
+
+        def write(data: bytes) -> None:
+            digest.update(data)
+            self._write(data)
+
+        yield write
+        self._insert(path, Node(stat.S_IFREG | mode, self._end - began, mtime * 10**9))
+        self._places[path] = (began, digest.hexdigest())
+
+    def add_path(self, path: str, source: str) -> None:
+        """Put the file, link or directory ``source`` of this host into the context. Blocking."""
+        status = os.lstat(source)
+        if stat.S_ISLNK(status.st_mode):
+            self._insert(path, Node(status.st_mode, link=os.readlink(source)))
+        elif stat.S_ISDIR(status.st_mode):
+            self._insert(path, Node(stat.S_IFDIR | stat.S_IMODE(status.st_mode)))
+        elif stat.S_ISREG(status.st_mode):
+            with open(source, "rb") as file, self.adding(path, stat.S_IMODE(status.st_mode)) as write:
+                while piece := file.read(PIECE):
+                    write(piece)
 
     def _take(self, reader: tar.TarReader, entry: tar.Entry) -> None:
         path = posixpath.normpath("/" + entry.name).lstrip("/")

@@ -5,11 +5,9 @@ Rule: times are those of the files, never later than ``epoch``; nothing else of 
 
 from __future__ import annotations
 
-import hashlib
 import stat
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from engine.build.copying import Member
 
@@ -20,35 +18,28 @@ _TYPES = {
 }  # fmt: skip
 
 
-class Layer(NamedTuple):
-    """What was written: ``diff_id`` (``sha256:…`` of the tar) and its size in bytes."""
+def archive(members: Sequence[Member], *, now: int, epoch: int | None = None) -> Iterator[bytes]:
+    """The tar of ``members`` in pieces of about ``PIECE`` bytes. ``now`` (seconds) is the time of what has none.
 
-    diff_id: str
-    size: int
-
-
-def write(members: Sequence[Member], out: Callable[[bytes], object], *, now: int, epoch: int | None = None) -> Layer:
-    """Give the tar to ``out`` piece by piece. ``now`` (seconds) is the time of what has none. Blocking."""
-    digest, size = hashlib.sha256(), 0
+    Blocking.
+    """
+    waiting: list[bytes] = []
+    size = 0
     for piece in _pieces(members, now, epoch):
-        digest.update(piece)
+        waiting.append(piece)
         size += len(piece)
-        out(piece)
-    return Layer(f"sha256:{digest.hexdigest()}", size)
+        if size >= PIECE:
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    yield b"".join(waiting)
 
 
 def _pieces(members: Sequence[Member], now: int, epoch: int | None) -> Iterator[bytes]:
-    size = 0
     for member in members:
-        header = _header(member, now, epoch)
-        yield header
-        size += len(header)
+        yield _header(member, now, epoch)
         if member.node.is_file:
             yield from _content(member)
-            padding = -member.node.size % tarfile.BLOCKSIZE
-            size += member.node.size + padding
-            if padding:
-                yield b"\0" * padding
+            yield b"\0" * (-member.node.size % tarfile.BLOCKSIZE)
     yield b"\0" * (2 * tarfile.BLOCKSIZE)
 
 

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     target: int
     needed: tuple[int, ...]
     global_args: Mapping[str, str | None]
+    escape: str
     warnings: tuple[Warning, ...]
 
 
@@ -90,7 +91,7 @@ def plan(
         raise DockerfileError("no build stage in current context: FROM is missing", meanings[-1].source.lines)
     stages = _stages(meanings[first:], scope, dockerfile.escape)
     chosen = _target(stages, target)
-    return Plan(stages, chosen, _needed(stages, chosen), scope, dockerfile.warnings)
+    return Plan(stages, chosen, _needed(stages, chosen), scope, dockerfile.escape, dockerfile.warnings)
 
 
 def _expanded(text: str, scope: Mapping[str, str | None], escape: str, meaning: Typed) -> str:

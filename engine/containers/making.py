@@ -41,15 +41,17 @@ class Maker:
         self._registry = registry
         self._remover = remover
 
-    async def create(self, name: str, body: CreateBody, platform: str = "") -> tuple[Machine, list[str]]:
-        """The new machine and the warnings for the client.
+    async def create(
+        self, name: str, body: CreateBody, platform: str = "", image: LocalImage | None = None
+    ) -> tuple[Machine, list[str]]:
+        """The new machine and the warnings for the client. ``image`` stands in for the one that ``body`` names.
 
         Raises ``NotFound`` (image, network), ``AlreadyExists`` (name), ``InvalidArgument`` with Docker's texts.
         """
         if not body.config.image:
             raise InvalidArgument("config.Image is required")
         wanted = check_name(name) if name else ""
-        image = await self._registry.images.resolve(body.config.image)
+        image = image or await self._registry.images.resolve(body.config.image)
         container_id = new_id()
         body, points = self._checked(container_id, body, image)
         chosen = self._reserve(wanted, container_id)

@@ -10,6 +10,7 @@ import ctypes
 import os
 import socket
 
+from engine.spec.rootfs import SnapshotMount
 from oci.errors import Internal, InvalidArgument
 
 OPTIONS = frozenset({"type", "device", "o"})
@@ -21,7 +22,7 @@ _FLAGS = {
     "nodiratime": (2048, True), "diratime": (2048, False), "bind": (4096, True), "rbind": (4096 | 16384, True),
     "relatime": (1 << 21, True), "norelatime": (1 << 21, False), "strictatime": (1 << 24, True), "defaults": (0, True),
 }  # fmt: skip
-_BIND, _REMOUNT = 4096, 32
+_READ_ONLY, _BIND, _REMOUNT = 1, 4096, 32
 _DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +64,7 @@ def mount_volume(name: str, options: dict[str, str], target: str) -> None:
         data = _with_address(data)
     try:
         _mount(device, target, kind, flags, data)
-        if flags & _BIND and flags & 1:
+        if flags & _BIND and flags & _READ_ONLY:
             _mount("", target, "", flags | _REMOUNT, "")
     except OSError as error:
         raise Internal(
@@ -77,6 +78,17 @@ def unmount_volume(target: str) -> None:
     """Undo ``mount_volume``. Idempotent."""
     if os.path.ismount(target):
         _libc.umount2(os.fsencode(target), _DETACH)
+
+
+def mount_snapshot(mount: SnapshotMount, target: str) -> None:
+    """Mount a snapshot (``overlay`` or ``bind``) at ``target``. Raises ``Internal``."""
+    flags, data = parse_flags(",".join(mount.options))
+    try:
+        _mount(mount.source, target, "" if mount.type == "bind" else mount.type, flags, data)
+        if mount.type == "bind" and flags & _READ_ONLY:
+            _mount("", target, "", flags | _REMOUNT | _BIND, "")
+    except OSError as error:
+        raise Internal(f"failed to mount a snapshot at {target}: {error.strerror}") from error
 
 
 def _with_address(data: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 from engine.backend import translated
 from engine.containers.model import Container
-from engine.images.assembly import Assembler, timestamp
+from engine.images.assembly import Assembler, NewLayer, timestamp
 from engine.images.catalog import Catalog
 from engine.images.changes import apply_changes
 from engine.images.containerd import UNCOMPRESSED, Containerd, Metadata, descriptor_of
@@ -52,8 +52,7 @@ class Committer:
         base = await self._catalog.decode(container.image_manifest)
         async with self._containerd.leased() as metadata:
             async with self._paused(container, request.pause):
-                blob = await self._diff(container, metadata)
-            diff_id = (await self._containerd.labels(blob.digest)).get(UNCOMPRESSED) or await self._diff_id(blob)
+                layer = await self.layer_of(container, metadata)
             moment = timestamp()
             step = History(
                 created=moment,
@@ -68,11 +67,17 @@ class Committer:
                 created=moment,
                 author=request.author,
                 config=config,
-                rootfs=RootFS((*base.config.rootfs.diff_ids, diff_id)),
+                rootfs=RootFS((*base.config.rootfs.diff_ids, layer.diff_id)),
                 history=(*base.config.history, step),
             )
-            layers = (*base.layers, blob)
+            layers = (*base.layers, layer.blob)
             return await self._assembler.finish(image, layers, metadata, request.reference, parent=base.id)
+
+    async def layer_of(self, container: Container, metadata: Metadata) -> NewLayer:
+        """What the container changed, as a layer in the store."""
+        blob = await self._diff(container, metadata)
+        diff_id = (await self._containerd.labels(blob.digest)).get(UNCOMPRESSED) or await self._diff_id(blob)
+        return NewLayer(blob, diff_id)
 
     @contextlib.asynccontextmanager
     async def _paused(self, container: Container, wanted: bool) -> AsyncIterator[None]:

@@ -36,8 +36,8 @@ def cgroup_directories() -> set[str]:
     for parent in ("docker", "gantry", "moby", "system.slice"):
         for root in (CGROUPS, *(p for p in CGROUPS.iterdir() if p.is_dir())):
             base = root / parent
-            if base.is_dir():
-                found.update(str(path) for path in base.rglob("*") if path.is_dir())
+            # Other hosts' containers come and go meanwhile: what vanishes during the walk is passed over.
+            found.update(os.path.join(at, name) for at, names, _ in os.walk(base) for name in names)
     return found
 
 

@@ -1,0 +1,203 @@
+"""``POST /build`` (the classic builder's endpoint), its prune, and what BuildKit clients are told.
+
+Rule: the request is read and checked here; what a build does is ``engine.build``'s. Source: Docker Engine API 1.51,
+ImageBuild.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from engine.api.images import progress
+from engine.build.context import Context
+from engine.build.options import BuildOptions
+from engine.build.remote import clone, fetch, is_git
+from engine.build.service import BuildService
+from engine.build.unpacking import Unpacked, is_archive
+from engine.containers.config import HostConfig, Ulimit
+from engine.containers.times import parse_time
+from engine.http.messages import Answer, Request, empty, json_response
+from engine.http.router import Route
+from engine.images import credentials
+from engine.images.catalog import parse_platform
+from engine.images.names import check_name
+from oci import reference as references
+from oci.errors import InvalidArgument, Unimplemented
+
+CLASSIC = ("", "1")
+QUEUE_PIECES = 16
+
+
+def routes(builds: BuildService) -> list[Route]:
+    """Every endpoint of this module."""
+    api = BuildApi(builds)
+    return [
+        Route("POST", "/build", api.build, "the classic builder; cachefrom, squash, outputs are refused or noted"),
+        Route("POST", "/build/prune", api.prune),
+        Route("POST", "/build/cancel", api.cancel, "accepted; a build is cancelled by closing its connection"),
+    ]
+
+
+class BuildApi:
+    """Handlers."""
+
+    def __init__(self, builds: BuildService) -> None:
+        self._builds = builds
+
+    async def build(self, request: Request) -> Answer:
+        """``POST /build``."""
+        context, options = await self._received(request, options_of(request))
+        messages = self._builds.build(context, options)
+        if request.flag("q"):
+            return await progress(_quiet(messages))
+        return await progress(messages)
+
+    async def _received(self, request: Request, options: BuildOptions) -> tuple[Context, BuildOptions]:
+        """The context from the request's body or from where ``remote`` points."""
+        remote = request.text("remote")
+        if remote == "client-session":
+            raise Unimplemented("BuildKit sessions are not built", hint="set DOCKER_BUILDKIT=0")
+        if is_git(remote):
+            return await clone(remote, self._builds.spool()), options
+        context = Context(self._builds.spool())
+        try:
+            if not remote:
+                await _receive(context, request.chunks)
+            elif not await _download(context, remote):
+                options = msgspec.structs.replace(options, dockerfile="Dockerfile")
+        except BaseException:
+            context.close()
+            raise
+        return context, options
+
+    async def prune(self, request: Request) -> Answer:
+        """``POST /build/prune``."""
+        filters = request.filters()
+        unknown = set(filters) - {"until", "id", "type", "inuse", "parent", "description", "shared", "private"}
+        if unknown:
+            raise InvalidArgument(f"invalid filter '{sorted(unknown)[0]}'")
+        until = min((parse_time(text, "until") for text in filters.get("until", ())), default=None)
+        ids = frozenset(filters["id"]) if "id" in filters else None
+        deleted, freed = await self._builds.prune(until=until, every=request.flag("all"), ids=ids)
+        return json_response({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
+
+    async def cancel(self, request: Request) -> Answer:
+        """``POST /build/cancel``."""
+        return empty()
+
+
+async def _download(context: Context, url: str) -> bool:
+    """Fill ``context`` from an address; False when there was a Dockerfile and no archive."""
+    with await fetch(url, "", context.sibling()) as got:
+        if await asyncio.to_thread(is_archive, got.tree, got.name):
+            with got.tree.open(got.name) as file:
+                await asyncio.to_thread(context.receive, Unpacked(file).read)
+            return True
+        with got.tree.open(got.name) as file:
+            context.add_file("Dockerfile", await asyncio.to_thread(file.read))
+        return False
+
+
+async def _receive(context: Context, chunks: AsyncIterator[bytes]) -> None:
+    """The request's body, packed in any way, into ``context``."""
+    loop = asyncio.get_running_loop()
+
+    class Body(io.RawIOBase):
+        """The chunks as a file, read from a worker thread."""
+
+        def read(self, size: int = -1) -> bytes:
+            async def more() -> bytes:
+                return await anext(chunks, b"")
+
+            return asyncio.run_coroutine_threadsafe(more(), loop).result()
+
+    body: Any = Body()
+    await asyncio.to_thread(lambda: context.receive(Unpacked(body).read))
+
+
+def options_of(request: Request) -> BuildOptions:
+    """The build's options from the query. Raises ``InvalidArgument``, ``Unimplemented``."""
+    if request.text("version") not in CLASSIC:
+        raise Unimplemented("the BuildKit builder is not built", hint="set DOCKER_BUILDKIT=0 for the classic one")
+    if request.flag("squash"):
+        raise Unimplemented("--squash is not built", hint="use a multi-stage build and COPY --from")
+    if request.text("outputs") not in ("", "[]"):
+        raise Unimplemented("--output is not built", hint="build, then 'docker save' or 'docker cp'")
+    platform = request.text("platform")
+    build_args = _json(request, "buildargs", dict[str, str | None], {})
+    return BuildOptions(
+        dockerfile=request.text("dockerfile").lstrip("/") or "Dockerfile",
+        tags=tuple(check_name(references.parse(text).tagged()) for text in request.query.get("t", ()) if text),
+        target=request.text("target"),
+        build_args={name: value for name, value in build_args.items() if value is not None},
+        labels=_json(request, "labels", dict[str, str], {}),
+        platform=parse_platform(platform) if platform else None,
+        no_cache=request.flag("nocache"),
+        pull=request.flag("pull"),
+        network=_network(request.text("networkmode")),
+        host=_host(request),
+        credentials=_credentials(request.headers.get("x-registry-config", "")),
+    )
+
+
+def _network(mode: str) -> str:
+    return "" if mode in ("", "default") else mode
+
+
+def _host(request: Request) -> HostConfig:
+    number: Callable[[str], int] = lambda name: request.number(name, 0) or 0  # noqa: E731 - shorter than a closure
+    return HostConfig(
+        memory=number("memory"),
+        memory_swap=number("memswap"),
+        cpu_shares=number("cpushares"),
+        cpu_period=number("cpuperiod"),
+        cpu_quota=number("cpuquota"),
+        cpuset_cpus=request.text("cpusetcpus"),
+        cpuset_mems=request.text("cpusetmems"),
+        cgroup_parent=request.text("cgroupparent"),
+        shm_size=number("shmsize"),
+        extra_hosts=tuple(h for text in request.query.get("extrahosts", ()) for h in text.split(",") if h) or None,
+        ulimits=_json(request, "ulimits", tuple[Ulimit, ...], ()) or None,
+        security_opt=tuple(_json(request, "securityopt", list[str], [])) or None,
+    )
+
+
+def _json(request: Request, name: str, kind: Any, default: Any) -> Any:
+    text = request.text(name)
+    if not text or text == "null":
+        return default
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError as error:
+        raise InvalidArgument(f"invalid value of query parameter {name}: {error}") from None
+
+
+def _credentials(header: str) -> dict[str, credentials.Credentials]:
+    """``X-Registry-Config``: credentials by registry host."""
+    if not header:
+        return {}
+    try:
+        raw = base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))
+        found = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        return {_host_of(name): credentials.from_json(bytes(value)) for name, value in found.items()}
+    except (ValueError, msgspec.DecodeError):
+        raise InvalidArgument("invalid X-Registry-Config header: not base64url JSON") from None
+
+
+def _host_of(server: str) -> str:
+    """A registry's name in references, whatever form the client's configuration has it in."""
+    host = server.removeprefix("https://").removeprefix("http://").partition("/")[0]
+    return references.DEFAULT_HOST if host.endswith("docker.io") else host
+
+
+async def _quiet(messages: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    """``q=1``: nothing but the id."""
+    async for message in messages:
+        if "aux" in message:
+            yield {"stream": f"{message['aux']['ID']}\n"}

@@ -1,0 +1,36 @@
+"""What a build is asked for, whoever asks: the classic endpoint, the command line, or a newer front end.
+
+Rule: plain values, checked; no HTTP in here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.containers.config import HostConfig
+from engine.images.credentials import Credentials
+from oci.image import Platform
+from oci.reference import Reference
+
+
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """``host`` carries limits and such for RUN; ``secrets`` by id. ``epoch`` is ``SOURCE_DATE_EPOCH`` (seconds)."""
+
+    dockerfile: str = "Dockerfile"
+    tags: tuple[Reference, ...] = ()
+    target: str = ""
+    build_args: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    platform: Platform | None = None
+    no_cache: bool = False
+    pull: bool = False
+    network: str = ""
+    host: HostConfig = HostConfig()
+    secrets: dict[str, bytes] = {}
+    credentials: dict[str, Credentials] = {}
+
+    @property
+    def epoch(self) -> int | None:
+        """``SOURCE_DATE_EPOCH`` where it was given as a number."""
+        text = self.build_args.get("SOURCE_DATE_EPOCH", "")
+        return int(text) if text.isdigit() else None

@@ -1,0 +1,199 @@
+"""``RUN --mount``: bind, cache, tmpfs and secret mounts as mounts of the step's container.
+
+Rule: nothing of a mount ends in the image; what was made for it on the host (views of stages, secret files, locks of
+caches) is gone when the step is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.build.cache import key_of
+from engine.build.copying import Request, key, members
+from engine.build.dockerfile.errors import DockerfileError
+from engine.build.dockerfile.instructions import Run
+from engine.build.dockerfile.runmounts import RunMount
+from engine.build.plan import Stage, find_stage
+from engine.build.stagetree import StageTree
+from engine.build.state import State
+from engine.build.trees import clean, resolve
+from engine.build.workshop import Chain
+from engine.containers.config import BindOptions, Mount, TmpfsOptions
+from engine.containers.volume_mounts import mount_snapshot, unmount_volume
+
+if TYPE_CHECKING:
+    from engine.build.progress import StageLog
+    from engine.build.solver import Solver
+
+SECRET_MODE, SECRET_DIRECTORY = 0o400, "/run/secrets"
+CACHE_MODE = 0o755
+
+
+class Mounts(NamedTuple):
+    """Mounts of one step, and what of them counts for its cache key."""
+
+    mounts: tuple[Mount, ...]
+    keys: tuple[str, ...]
+
+
+class CacheDirectories:
+    """Directories of ``type=cache``: they outlive builds and belong to no image."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._private: set[str] = set()
+
+    @contextlib.asynccontextmanager
+    async def use(self, mount: RunMount, target: str) -> AsyncIterator[str]:
+        """The directory of ``mount`` for one step."""
+        name = hashlib.sha256((mount.id or target).encode()).hexdigest()
+        if mount.sharing == "locked":
+            async with self._locks.setdefault(name, asyncio.Lock()):
+                yield self._made(name, mount)
+            return
+        if mount.sharing == "private":
+            number = 0
+            while f"{name}.{number}" in self._private:
+                number += 1
+            name = f"{name}.{number}"
+            self._private.add(name)
+        try:
+            yield self._made(name, mount)
+        finally:
+            self._private.discard(name)
+
+    def _made(self, name: str, mount: RunMount) -> str:
+        path = f"{self._root}/{name}"
+        if not os.path.isdir(path):
+            os.makedirs(path)
+            os.chmod(path, mount.mode if mount.mode is not None else CACHE_MODE)
+            os.chown(path, mount.uid, mount.gid)
+        return path
+
+    def size(self) -> int:
+        """Bytes in all of them. Blocking."""
+        total = 0
+        for directory, _, files in os.walk(self._root):
+            for file in files:
+                with contextlib.suppress(OSError):
+                    total += os.lstat(f"{directory}/{file}").st_blocks * 512
+        return total
+
+    def clear(self) -> None:
+        """Remove those that no step uses. Blocking."""
+        busy = self._private | {name for name, lock in self._locks.items() if lock.locked()}
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._root):
+                if name not in busy:
+                    shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
+
+
+class RunMounts:
+    """Opens the mounts of steps of one build."""
+
+    def __init__(self, solver: Solver) -> None:
+        self._solver = solver
+
+    @contextlib.asynccontextmanager
+    async def opened(self, step: Run, state: State, stage: Stage, log: StageLog) -> AsyncIterator[Mounts]:
+        """The mounts of ``step``. Raises ``DockerfileError`` for what this engine cannot give."""
+        found: list[Mount] = []
+        keys: list[str] = []
+        async with contextlib.AsyncExitStack() as stack:
+            for mount in step.mounts:
+                target = state.absolute(state.expand(mount.target, step.source)) if mount.target else ""
+                keys.append(repr(mount))
+                if mount.type == "tmpfs":
+                    found.append(Mount("tmpfs", target=target, tmpfs_options=TmpfsOptions(size_bytes=mount.size)))
+                elif mount.type == "cache":
+                    found.append(await self._cache(step, mount, target, stack))
+                elif mount.type == "secret":
+                    found += self._secret(step, mount, target, stack)
+                elif mount.type == "ssh":
+                    if mount.required:
+                        raise DockerfileError("RUN --mount=type=ssh: no agent was forwarded", step.source.lines)
+                else:
+                    bind, content = await self._bind(step, mount, target, state, stage, log, stack)
+                    found.append(bind)
+                    keys.append(content)
+            yield Mounts(tuple(found), tuple(keys))
+
+    async def _cache(self, step: Run, mount: RunMount, target: str, stack: contextlib.AsyncExitStack) -> Mount:
+        if mount.from_ or mount.source:
+            raise DockerfileError("RUN --mount=type=cache with from or source is not built", step.source.lines)
+        path = await stack.enter_async_context(self._solver.caches.use(mount, target))
+        return Mount("bind", path, target.rstrip("/"), mount.read_only)
+
+    def _secret(self, step: Run, mount: RunMount, target: str, stack: contextlib.AsyncExitStack) -> list[Mount]:
+        name = mount.id or os.path.basename(mount.source or mount.target)
+        value = self._solver.options.secrets.get(name)
+        if value is None:
+            if mount.required:
+                raise DockerfileError(f"RUN --mount=type=secret: secret {name}: not found", step.source.lines)
+            return []
+        path = self._scratch(stack)
+        with open(path, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
+            file.write(value)
+        os.chmod(path, mount.mode if mount.mode is not None else SECRET_MODE)
+        os.chown(path, mount.uid, mount.gid)
+        return [Mount("bind", path, target or f"{SECRET_DIRECTORY}/{name}", True)]
+
+    def _scratch(self, stack: contextlib.AsyncExitStack) -> str:
+        """A name in the build's run directory, removed with the step."""
+        path = f"{self._solver.run_directory}/{secrets.token_hex(8)}"
+        os.makedirs(self._solver.run_directory, mode=0o700, exist_ok=True)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.isdir(path):
+                    os.rmdir(path)
+                else:
+                    os.unlink(path)
+
+        stack.callback(remove)
+        return path
+
+    async def _bind(
+        self, step: Run, mount: RunMount, target: str, state: State, stage: Stage, log: StageLog,
+        stack: contextlib.AsyncExitStack,
+    ) -> tuple[Mount, str]:  # fmt: skip
+        chain = await self._chain(step, mount, state, stage, log)
+        source = clean(state.expand(mount.source, step.source)) if mount.source else ""
+        async with self._solver.workshop.tree(chain) as tree:
+            real = resolve(tree, source)
+            if tree.node(real) is None:
+                raise DockerfileError(
+                    f"RUN --mount: {source!r} is not in {mount.from_ or 'the context'}", step.source.lines
+                )
+            content = await asyncio.to_thread(_content_key, tree, real)
+        mounts = await stack.enter_async_context(self._solver.workshop.view(chain, writable=not mount.read_only))
+        place = self._scratch(stack)
+        os.mkdir(place, 0o700)
+        mount_snapshot(mounts[0], place)
+        stack.callback(unmount_volume, place)
+        options = BindOptions(propagation="rprivate")
+        return Mount(
+            "bind", f"{place}/{real}".rstrip("/"), target.rstrip("/"), mount.read_only, bind_options=options
+        ), content
+
+    async def _chain(self, step: Run, mount: RunMount, state: State, stage: Stage, log: StageLog) -> Chain:
+        """The file system that a bind mount shows."""
+        solver = self._solver
+        if not mount.from_:
+            return await solver.context_chain()
+        other = find_stage(solver.plan.stages, mount.from_, stage.number)
+        if other is not None:
+            return (await solver.stage(other.number)).chain
+        return (await solver.images.resolve(state.expand(mount.from_, step.source), "", log)).chain
+
+
+def _content_key(tree: StageTree, path: str) -> str:
+    return key_of("bind", key(members(Request("/x/", (path or ".",), owner=None), tree, StageTree([]))))

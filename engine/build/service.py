@@ -1,0 +1,198 @@
+"""The build service: contexts in, images out, with the messages that a client draws.
+
+Rule: whatever a build made on the host (spooled contexts, containers, views, secrets) is gone when it ends, also when
+its client goes away in the middle; images and cache entries stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import structlog
+
+from engine.build.cache import BuildCache, Entry
+from engine.build.context import Context
+from engine.build.dockerfile.errors import DockerfileError
+from engine.build.dockerfile.parser import parse
+from engine.build.options import BuildOptions
+from engine.build.plan import PROXY_ARGS, Plan, plan, platform_args
+from engine.build.progress import Json, Progress
+from engine.build.runmounting import CacheDirectories
+from engine.build.running import Runner
+from engine.build.solver import Built, Parts, Solver, configuration
+from engine.build.sources import BaseImages
+from engine.build.workshop import Workshop
+from engine.containers.service import ContainerService
+from engine.images.records import Decoded, short_id
+from engine.images.service import ImageService
+from engine.store import Store
+from oci.errors import GantryError, InvalidArgument
+from oci.hostpaths import HostPaths
+from oci.image import Platform
+
+log = structlog.get_logger()
+
+MAX_DOCKERFILE = 8 << 20
+AUTOMATIC = frozenset({"SOURCE_DATE_EPOCH", *PROXY_ARGS})
+"""Build arguments that need no ARG."""
+
+
+class BuildService:
+    """Builds images."""
+
+    def __init__(self, store: Store, images: ImageService, containers: ContainerService, paths: HostPaths) -> None:
+        self._images = images
+        self._paths = paths
+        self.cache = BuildCache(store, images.containerd)
+        self.caches = CacheDirectories(f"{paths.data_root}/buildcache")
+        self._workshop = Workshop(images.containerd, images.assembler, images.unpacker, self.cache)
+        self._runner = Runner(containers, images.containerd, images.committer, self._workshop, self.cache)
+
+    async def start(self) -> None:
+        """Sweep what builds of an earlier life left."""
+        await self._runner.sweep()
+        for directory in (self._spool_directory, self._run_directory):
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    @property
+    def _spool_directory(self) -> str:
+        return f"{self._paths.data_root}/builds"
+
+    @property
+    def _run_directory(self) -> str:
+        return f"{self._paths.exec_root}/build"
+
+    def spool(self) -> str:
+        """A fresh name below the data root for a context to keep its bytes in."""
+        os.makedirs(self._spool_directory, mode=0o700, exist_ok=True)
+        return f"{self._spool_directory}/{secrets.token_hex(12)}"
+
+    async def build(self, context: Context, options: BuildOptions) -> AsyncGenerator[Json, None]:
+        """Messages of one build, the image's id last as ``aux``. Closes ``context``.
+
+        Raises ``DockerfileError`` and the errors of steps; leaving the iteration cancels the build.
+        """
+        progress = Progress()
+        task = asyncio.create_task(self._build(context, options, progress))
+        task.add_done_callback(lambda _: progress.close())
+        try:
+            async for message in progress.messages():
+                yield message
+            decoded = await task
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, GantryError, OSError):
+                await task
+            context.close()
+        yield {"aux": {"ID": decoded.id}}
+        yield {"stream": f"Successfully built {short_id(decoded.id)}\n"}
+        for tag in options.tags:
+            yield {"stream": f"Successfully tagged {tag.familiar}\n"}
+
+    async def _build(self, context: Context, options: BuildOptions, progress: Progress) -> Decoded:
+        await self.cache.start()
+        name = options.dockerfile
+        source = await asyncio.to_thread(dockerfile_of, context, name)
+        await asyncio.to_thread(context.ignore, name)
+        wanted = options.platform or self._images.catalog.wanted
+        try:
+            planned = plan(
+                parse(source),
+                build_args=options.build_args,
+                automatic=platform_args(self._images.catalog.wanted, wanted),
+                target=options.target,
+            )
+            _warn(planned, options, progress)
+            return await self._solved(planned, context, options, progress, wanted)
+        except DockerfileError as error:
+            progress.say({"stream": error.shown(source.decode(errors="replace"), name) + "\n"})
+            raise
+
+    async def _solved(
+        self, planned: Plan, context: Context, options: BuildOptions, progress: Progress, wanted: Platform
+    ) -> Decoded:
+        bases = BaseImages(self._images, options)
+        run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
+        parts = Parts(self.cache, self._workshop, self._runner, bases, self.caches, run_directory)
+        try:
+            built = await Solver(planned, context, options, progress, parts, wanted).solve()
+            return await self._export(built, options)
+        finally:
+            bases.close()
+            await asyncio.to_thread(shutil.rmtree, run_directory, ignore_errors=True)
+
+    async def _export(self, built: Built, options: BuildOptions) -> Decoded:
+        """The image of the target stage, under every name asked for."""
+        images = self._images
+        blobs = tuple(layer.blob for layer in built.chain.layers)
+        config = configuration(built, options)
+        first = options.tags[0] if options.tags else None
+        async with images.containerd.leased() as metadata:
+            decoded = await images.assembler.finish(config, blobs, metadata, first, parent=built.parent)
+            for tag in options.tags[1:]:
+                await images.names.assign(tag, decoded.target)
+        images.changed()
+        for tag in options.tags:
+            images.tell(await images.catalog.find(decoded.id), "tag", tag.familiar)
+        return decoded
+
+    async def prune(self, *, until: int | None, every: bool, ids: frozenset[str] | None) -> tuple[list[str], int]:
+        """Remove cache entries; (their ids, bytes given back)."""
+        gone = await self.cache.prune(used_before=until, ids=ids)
+        freed = sum(entry.blob.size for entry in gone if entry.blob is not None)
+        if ids is None and until is None and every:
+            freed += await asyncio.to_thread(self.caches.size)
+            await asyncio.to_thread(self.caches.clear)
+        return [entry.key[:25] for entry in gone], freed
+
+    def usage(self) -> list[dict[str, Any]]:
+        """``BuildCache`` of ``GET /system/df``."""
+        return [_record(entry) for entry in self.cache.entries()]
+
+
+def dockerfile_of(context: Context, name: str) -> bytes:
+    """The Dockerfile's text. Raises ``InvalidArgument`` in Docker's words. Blocking."""
+    node = context.node(name)
+    if node is None or not node.is_file:
+        raise InvalidArgument(f"Cannot locate specified Dockerfile: {name}", hint="-f names a file inside the context")
+    if node.size > MAX_DOCKERFILE:
+        raise InvalidArgument(f"the Dockerfile {name} has {node.size} bytes, more than {MAX_DOCKERFILE}")
+    with context.open(name) as file:
+        return file.read()
+
+
+def _warn(planned: Plan, options: BuildOptions, progress: Progress) -> None:
+    from engine.build.dockerfile.instructions import Arg
+
+    args = (step for stage in planned.stages for step in stage.steps if isinstance(step, Arg))
+    declared = {name for step in args for name, _ in step.pairs}
+    unused = sorted(set(options.build_args) - declared - set(planned.global_args) - AUTOMATIC)
+    if unused:
+        progress.say({"stream": f"[Warning] One or more build-args {unused} were not consumed\n"})
+    for warning in planned.warnings:
+        progress.say({"stream": f"[Warning] {warning.rule}: {warning.text} (line {warning.lines.first})\n"})
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    return {
+        "ID": entry.key[:25],
+        "Type": "regular",
+        "Description": entry.description,
+        "InUse": False,
+        "Shared": False,
+        "Size": entry.blob.size if entry.blob is not None else 0,
+        "CreatedAt": _rfc3339(entry.made_at),
+        "LastUsedAt": _rfc3339(entry.used_at),
+        "UsageCount": entry.uses,
+    }
+
+
+def _rfc3339(at: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at // 10**9)) + f".{at % 10**9:09d}Z"

@@ -1,0 +1,306 @@
+"""Builds a plan: stages that do not wait for each other run side by side, steps that are known come from the cache.
+
+Rule: a step's key holds everything that it depends on and nothing else (files by content, never by time), so equal work
+is done once, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from engine.build.cache import BuildCache, Entry, key_of
+from engine.build.context import Context
+from engine.build.copying import Request, members
+from engine.build.dockerfile.instructions import From, Run, Single, Transfer, Typed, typed
+from engine.build.dockerfile.parser import parse_line
+from engine.build.filing import Filer
+from engine.build.options import BuildOptions
+from engine.build.plan import PROXY_ARGS, SCRATCH, Plan, Stage, platform_args
+from engine.build.progress import Progress, StageLog
+from engine.build.runmounting import CacheDirectories, RunMounts
+from engine.build.running import Command, Runner, shown_command
+from engine.build.sources import BaseImages
+from engine.build.stagetree import StageTree
+from engine.build.state import State, changed, command_words, initial
+from engine.build.workshop import Chain, Workshop
+from engine.images.assembly import NewLayer, timestamp
+from oci.image import ExecutionConfig, ImageConfig, Platform, RootFS
+
+
+class Parts(NamedTuple):
+    """What builds are made with. ``run_directory`` holds secrets and mounts of this build alone."""
+
+    cache: BuildCache
+    workshop: Workshop
+    runner: Runner
+    images: BaseImages
+    caches: CacheDirectories
+    run_directory: str
+
+
+class Built(NamedTuple):
+    """A finished stage. ``parent`` is the id of the image it began with ("" for scratch)."""
+
+    state: State
+    chain: Chain
+    parent: str
+
+
+class Solver:
+    """One build. ``solve`` may be called once."""
+
+    def __init__(
+        self, plan: Plan, context: Context, options: BuildOptions, progress: Progress, parts: Parts, platform: Platform
+    ) -> None:
+        self.plan = plan
+        self.context = context
+        self.options = options
+        self.progress = progress
+        self.cache, self.workshop, self.runner, self.images, self.caches, self.run_directory = parts
+        self.platform = platform
+        self.mounts = RunMounts(self)
+        self._tasks: dict[int, asyncio.Task[Built]] = {}
+        self._context_chain: asyncio.Task[Chain] | None = None
+        self._steps = sum(1 + len(plan.stages[n].steps) for n in plan.needed)
+
+    async def solve(self) -> Built:
+        """Build what the target needs. Cancelling it ends whatever runs."""
+        first = 1
+        logs: dict[int, tuple[StageLog, int]] = {}
+        for number in self.plan.needed:
+            logs[number] = (self.progress.stage(), first)
+            first += 1 + len(self.plan.stages[number].steps)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number in self.plan.needed:
+                    self._tasks[number] = group.create_task(self._stage(self.plan.stages[number], *logs[number]))
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        return self._tasks[self.plan.target].result()
+
+    async def stage(self, number: int) -> Built:
+        """Another stage, once it is done."""
+        return await asyncio.shield(self._tasks[number])
+
+    async def context_chain(self) -> Chain:
+        """The context as a file system that can be mounted."""
+        if self._context_chain is None:
+            self._context_chain = asyncio.create_task(self._whole_context())
+        return await asyncio.shield(self._context_chain)
+
+    async def _whole_context(self) -> Chain:
+        request = Request("/", (".",), owner=None)
+        found = await asyncio.to_thread(members, request, self.context, StageTree([]))
+        return await self.workshop.stand_on(Chain(), await self.workshop.layer(found, self.options.epoch))
+
+    async def _stage(self, stage: Stage, log: StageLog, first: int) -> Built:
+        try:
+            return await _StageRun(self, stage, log, first, self._steps).run()
+        finally:
+            log.end()
+
+
+class _StageRun:
+    """The steps of one stage, one after another."""
+
+    def __init__(self, solver: Solver, stage: Stage, log: StageLog, first: int, total: int) -> None:
+        self._solver = solver
+        self._stage = stage
+        self._log = log
+        self._number = first
+        self._total = total
+        self._filer = Filer(solver, stage)
+        self.chain = Chain()
+        self.state = initial(ImageConfig("", "", RootFS(())), "\\")
+        self._created = ""
+        self._parent = ""
+
+    async def run(self) -> Built:
+        """From FROM to the last step."""
+        self._announce(self._stage.source)
+        triggers = await self._begin()
+        for text in triggers:
+            self._log.text(f"# Executing build trigger: {text}\n")
+            await self._step(typed(parse_line(text)))
+        for step in self._stage.steps:
+            self._announce(step)
+            await self._step(step)
+        return Built(self.state, self.chain, self._parent)
+
+    def _announce(self, step: Typed) -> None:
+        self._log.text(f"Step {self._number}/{self._total} : {step.source.original}\n")
+        self._number += 1
+
+    async def _begin(self) -> tuple[str, ...]:
+        """Take the base; its ONBUILD triggers."""
+        solver, stage = self._solver, self._stage
+        if stage.base_stage is not None:
+            base = await solver.stage(stage.base_stage)
+            image = msgspec.structs.replace(base.state.image, config=base.state.config)
+            self.chain, self._parent = base.chain, base.parent
+            history, author = base.state.history, base.state.author
+        elif stage.base == SCRATCH:
+            image = ImageConfig(
+                solver.platform.architecture, solver.platform.os, RootFS(()), variant=solver.platform.variant
+            )
+            history, author = (), ""
+        else:
+            found = await solver.images.resolve(stage.base, stage.platform, self._log)
+            image, self.chain, self._parent = found.config, found.chain, found.id
+            history, author = image.history, image.author
+        triggers = image.config.on_build or ()
+        image = msgspec.structs.replace(image, config=msgspec.structs.replace(image.config, on_build=None))
+        self.state = msgspec.structs.replace(initial(image, solver.plan.escape), history=history)
+        self.state = msgspec.structs.replace(self.state, author=author)
+        self._created = next((h.created for h in reversed(history) if h.created), "") or image.created
+        self._log.text(f" ---> {self._short()}\n")
+        return triggers
+
+    def _short(self) -> str:
+        return (self._parent or self.chain.id or "scratch").removeprefix("sha256:")[:12]
+
+    async def _step(self, step: Typed) -> None:
+        if isinstance(step, Transfer):
+            await self._transfer(step)
+        elif isinstance(step, Run):
+            await self._run(step)
+        else:
+            before = self.state
+            automatic = self._automatic()
+            self.state = changed(before, step, self._solver.options.build_args, automatic)
+            if isinstance(step, Single) and step.source.keyword == "WORKDIR":
+                await self._directory(step)
+            elif not isinstance(step, From):
+                self._note(step.source.original, None)
+        self._log.text(f" ---> {key_of(self.chain.id, msgspec.json.encode(self.state.config).decode())[:12]}\n")
+
+    def _automatic(self) -> Mapping[str, str | None]:
+        """The global scope, and the platform's ARGs."""
+        return {**platform_args(self._solver.platform, self._solver.platform), **self._solver.plan.global_args}
+
+    def _note(self, created_by: str, entry: Entry | None) -> None:
+        if entry is not None:
+            self._created = entry.created
+        created = self._created or self._now()
+        self.state = self.state.noted(created_by, created, empty=entry is None or entry.blob is None)
+
+    def _now(self) -> str:
+        epoch = self._solver.options.epoch
+        return timestamp(epoch * 10**9 if epoch is not None else None)
+
+    async def _known(self, key: str) -> Entry | None:
+        """The cached result of ``key``, unless the cache is not wanted."""
+        if self._solver.options.no_cache:
+            return None
+        entry = await self._solver.cache.get(key)
+        if entry is not None:
+            self._log.text(" ---> Using cache\n")
+        return entry
+
+    async def _take(self, key: str, description: str, layer: NewLayer | None) -> Entry:
+        """Remember a fresh result."""
+        entry = Entry(
+            key=key,
+            description=description,
+            created=self._now(),
+            blob=layer.blob if layer is not None else None,
+            diff_id=layer.diff_id if layer is not None else "",
+        )
+        self._solver.cache.put(entry)
+        return entry
+
+    async def _stand_on(self, entry: Entry) -> None:
+        if entry.layer is not None:
+            self.chain = await self._solver.workshop.stand_on(self.chain, entry.layer)
+
+    async def _transfer(self, step: Transfer) -> None:
+        async with self._filer.members(step, self.state, self.chain, self._log) as found:
+            key = key_of("copy", await asyncio.to_thread(found.key), str(self._solver.options.epoch))
+            entry = await self._known(key)
+            if entry is None:
+                layer = await self._solver.workshop.layer(found.members, self._solver.options.epoch)
+                entry = await self._take(key, step.source.original, layer)
+        await self._stand_on(entry)
+        self._note(step.source.original, entry)
+
+    async def _directory(self, step: Single) -> None:
+        """WORKDIR makes its directory where it is missing."""
+        found = await self._filer.directory(self.state, self.chain)
+        if not found.members:
+            self._note(step.source.original, None)
+            return
+        key = key_of("directory", found.key(), str(self._solver.options.epoch))
+        entry = await self._known(key)
+        if entry is None:
+            layer = await self._solver.workshop.layer(found.members, self._solver.options.epoch)
+            entry = await self._take(key, step.source.original, layer)
+        await self._stand_on(entry)
+        self._note(step.source.original, entry)
+
+    async def _run(self, step: Run) -> None:
+        solver, state = self._solver, self.state
+        words = command_words(state, step)
+        args = state.visible_args()
+        environment = state.run_environment(_proxies(solver.options.build_args))
+        stable = [e for e in environment if e.partition("=")[0] not in PROXY_ARGS or e in state.config.env]
+        shown = shown_command(words)
+        async with solver.mounts.opened(step, state, self._stage, self._log) as mounts:
+            key = key_of(
+                "run", self.chain.id, state.config.user, state.config.working_dir, stable, words,
+                step.network, step.security, mounts.keys, solver.platform.architecture,
+            )  # fmt: skip
+            entry = await self._known(key)
+            if entry is None:
+                self._log.text(" ---> Running in a container\n")
+                command = Command(
+                    words, tuple(environment), state.config.user, state.config.working_dir,
+                    _network(step.network, solver.options.network), step.security == "insecure", mounts.mounts, shown,
+                )  # fmt: skip
+                layer = await solver.runner.run(self.chain, state.image, command, solver.options.host, self._output)
+                entry = await self._take(key, step.source.original, layer)
+        await self._stand_on(entry)
+        prefix = f"|{len(args)} {' '.join(args)} " if args else ""
+        self._note(f"RUN {prefix}{shown}", entry)
+
+    def _output(self, data: bytes, stream: int) -> None:
+        self._log.text(data.decode(errors="replace"))
+
+
+def _network(asked: str, default: str) -> str:
+    return asked if asked != "default" else default or "bridge"
+
+
+def _proxies(build_args: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in build_args.items() if name in PROXY_ARGS}
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that the others follow from."""
+    for error in errors.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first(error)
+        if not isinstance(error, asyncio.CancelledError):
+            return error
+    return errors.exceptions[0]
+
+
+def configuration(built: Built, options: BuildOptions) -> ImageConfig:
+    """The image configuration of a finished stage."""
+    state = built.state
+    config: ExecutionConfig = state.config
+    if options.labels:
+        config = msgspec.structs.replace(config, labels={**(config.labels or {}), **options.labels})
+    created = next((h.created for h in reversed(state.history) if h.created), "")
+    epoch = options.epoch
+    return msgspec.structs.replace(
+        state.image,
+        config=config,
+        history=state.history,
+        author=state.author,
+        created=timestamp(epoch * 10**9) if epoch is not None else created or timestamp(),
+        rootfs=RootFS(built.chain.diff_ids),
+    )
