@@ -53,7 +53,11 @@ def is_layer(media_type: str) -> bool:
 
 
 class Translator:
-    """State of one transfer: which blobs are layers and what was last said of each."""
+    """State of one transfer: which blobs are layers and what was last said of each.
+
+    That a layer waits is told when the first bytes of any layer move: until then it may turn out to be here. With
+    ``unchanged`` (the name points at what it pointed at) layers that are here are not told of at all.
+    """
 
     PULL: ClassVar[Words] = {
         "waiting": ("Pulling fs layer",),
@@ -78,13 +82,15 @@ class Translator:
         self._words = words
         self._layers: dict[str, int] = {}
         self._said: dict[str, tuple[str, float]] = {}
+        self._held: dict[str, None] = {}
+        self.unchanged = False
 
     def __call__(self, event: str, name: str, progress: int, total: int, blob: Descriptor | None) -> Iterator[Json]:
         """The messages for one event, none when it is not about a layer or comes too soon after the last."""
         if blob is not None and blob.media_type and is_layer(blob.media_type):
             self._layers[name] = blob.size
-        texts = self._words.get(event)
-        if name not in self._layers or texts is None:
+        texts = self._words.get(event, ())
+        if name not in self._layers or not texts:
             return
         moving = event in ("downloading", "extracting", "uploading")
         said, at = self._said.get(name, ("", 0.0))
@@ -92,6 +98,20 @@ class Translator:
         if said == event and (not moving or (now - at < INTERVAL and progress < total)):
             return
         self._said[name] = (event, now)
+        if event == "waiting":
+            self._held[name] = None
+            return
+        if event == "exists":
+            self._held.pop(name, None)
+            if self.unchanged:
+                return
+        else:
+            yield from self._waiting()
         for text in texts:
             shown = text.format(seconds=progress, s="" if progress == 1 else "s", source="another repository")
             yield message(shown, short_id(name), progress if moving else None, total or self._layers[name])
+
+    def _waiting(self) -> Iterator[Json]:
+        for name in self._held:
+            yield from (message(text, short_id(name)) for text in self._words["waiting"])
+        self._held.clear()

@@ -23,7 +23,8 @@ from protos.containerd import streaming_pb2, transfer_types_pb2
 
 CHUNK = 32 << 10
 """Bytes of an archive in one message, as containerd's own clients send them."""
-WINDOW = 1 << 20
+GRANT = 1 << 30
+"""Bytes a sender may send before it is told again."""
 END: Any = vars(grpc.aio)["EOF"]  # the stubs' types leave it out
 
 
@@ -97,16 +98,25 @@ class Stream:
         await self.end()
 
     async def download(self) -> AsyncGenerator[bytes, None]:
-        """The sender's bytes until it ends."""
-        await self.send(transfer_types_pb2.WindowUpdate(update=WINDOW))
-        taken = 0
-        while (message := await self.receive()) is not None:
+        """The sender's bytes until it ends.
+
+        More is granted only when all that was granted is here: a message to a sender that has ended breaks the call in
+        grpc, with what is still to be read. What limits the bytes under way is HTTP/2's own window.
+        """
+        left = 0
+        while True:
+            if left <= 0:
+                try:
+                    await self.send(transfer_types_pb2.WindowUpdate(update=GRANT))
+                except GantryError:
+                    return  # it ended at just this byte; how it ended, the transfer tells
+                left += GRANT
+            message = await self.receive()
+            if message is None:
+                return
             data = transfer_types_pb2.Data.FromString(message.value).data
+            left -= len(data)
             yield data
-            taken += len(data)
-            if taken >= WINDOW // 2:
-                await self.send(transfer_types_pb2.WindowUpdate(update=taken))
-                taken = 0
 
 
 async def cancelled(*tasks: asyncio.Task[Any]) -> None:

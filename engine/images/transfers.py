@@ -128,11 +128,12 @@ class Transfers:
             async with self._containerd.leased() as metadata, self._running(build, metadata, credentials) as events:
                 async for event in events:
                     blob = descriptor_of(event.desc) if event.HasField("desc") else None
-                    if not started and event.event != "resolving":
+                    if not started and event.event not in ("resolving", "retrying"):
                         started = True
                         yield {"status": f"Pulling from {path}", "id": shown}
                     if event.event in ("resolved", "saved") and blob is not None and blob.digest:
                         target = blob
+                        translate.unchanged = before is not None and before.target.digest == blob.digest
                     for line in translate(event.event, event.name, event.progress, event.total, blob):
                         yield line
                 record = await self._containerd.get(str(reference))

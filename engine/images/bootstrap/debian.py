@@ -99,6 +99,7 @@ def clean(root: str, epoch: int, sources: str) -> None:
     written = {"machine-id": "", "apt/sources.list": sources, "dpkg/dpkg.cfg.d/docker": DPKG_EXCLUDES}
     for name, text in written.items():
         path = f"{root}/etc/{name}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         with open(path, "x") as file:

@@ -97,10 +97,10 @@ def test_a_pulled_layer_is_told_as_docker_does() -> None:
     assert said(Translator.PULL, *events) == [
         "Pulling fs layer", "Downloading", "Verifying Checksum", "Download complete", "Extracting", "Pull complete",
     ]  # fmt: skip
-    assert said(Translator.PULL, ("exists", LAYER, 0), ("retrying", LAYER, 1)) == [
+    assert said(Translator.PULL, ("waiting", LAYER, 0), ("exists", LAYER, 0), ("retrying", LAYER, 1)) == [
         "Already exists", "Retrying in 1 second",
     ]  # fmt: skip
-    assert said(Translator.PUSH, ("waiting", LAYER, 0), ("exists", LAYER, 0)) == ["Preparing", "Layer already exists"]
+    assert said(Translator.PUSH, ("waiting", LAYER, 0), ("uploaded", LAYER, 0)) == ["Preparing", "Pushed"]
 
 
 def test_progress_messages_carry_numbers_and_a_bar() -> None:
