@@ -88,7 +88,7 @@ class PrivateHost:
         return ["nsenter", "-t", str(self.pid), "-m", "-n", "-p", "--", *arguments]
 
     def popen(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a program inside. The process returned is ``nsenter``; the program is its child in the pid namespace."""
+        """Start a program inside. What is returned is ``nsenter``; the program is its child in the pid namespace."""
         return subprocess.Popen(self.command(*arguments), cwd=str(REPOSITORY), env=self.environment(), **options)
 
     def environment(self) -> dict[str, str]:
