@@ -4,6 +4,8 @@ Rule: ``stdout`` and ``stderr`` hold the bytes exactly as written; ``index`` say
 Every record is a full position in both files, so seeking by time or from the end is a binary search. The writer is
 the shim (``shim.logfile``); any number of readers may follow without locks. See "Raw log" in docs/internals.md.
 
+A log whose size is limited has a file ``window`` too: what lies before the place it names is a hole, offsets stay.
+
 A line's time is the time of the record that holds its last byte. A line that is still
 open after ``MAX_LINE`` bytes is given out in pieces.
 """
@@ -20,6 +22,7 @@ from typing import NamedTuple
 STDOUT, STDERR = 1, 2
 STREAM_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 INDEX_NAME = "index"
+WINDOW_NAME = "window"
 RECORD_SIZE = 24
 MAX_LINE = 16 << 10
 
@@ -50,6 +53,14 @@ class Span(NamedTuple):
     end: int
 
 
+class Window(NamedTuple):
+    """Where a log begins: its first kept record and the first kept byte of each stream."""
+
+    record: int = 0
+    stdout: int = 0
+    stderr: int = 0
+
+
 class Chunk(NamedTuple):
     """Bytes of ``stream`` as they came, written at ``time_ns``."""
 
@@ -70,6 +81,11 @@ class Line(NamedTuple):
 def encode_record(record: Record) -> bytes:
     """The 24 bytes of a record: time, end, then the stream in the low byte and ``other_end`` in the seven above."""
     return _RECORD.pack(record.time_ns, record.end, record.stream | record.other_end << 8)
+
+
+def encode_window(window: Window) -> bytes:
+    """The 24 bytes of the ``window`` file."""
+    return _RECORD.pack(*window)
 
 
 def decode_record(data: bytes) -> Record:
@@ -121,6 +137,14 @@ class RawLog:
         descriptor = self.descriptor(STREAM_NAMES[stream])
         return b"" if descriptor is None else os.pread(descriptor, size, offset)
 
+    def window(self) -> Window:
+        """Where the log begins now; the very beginning where nothing was ever cut off."""
+        try:
+            with open(f"{self.directory}/{WINDOW_NAME}", "rb") as file:
+                return Window(*_RECORD.unpack(file.read(RECORD_SIZE)))
+        except (FileNotFoundError, struct.error):
+            return Window()
+
     def record_count(self) -> int:
         """Whole records in the index now."""
         descriptor = self.descriptor(INDEX_NAME)
@@ -140,14 +164,17 @@ class RawLog:
 
     def ends_before(self, number: int) -> tuple[int, int]:
         """The (stdout, stderr) offsets at which record ``number`` begins."""
-        if number <= 0:
-            return 0, 0
+        window = self.window()
+        if number <= window.record:
+            return window.stdout, window.stderr
         return self.records(number - 1, 1)[0].ends()
 
     def first_record_since(self, time_ns: int) -> int:
         """The number of the first record at or after ``time_ns``."""
+        count = self.record_count()
+        first = min(self.window().record, count)
         return bisect.bisect_left(
-            range(self.record_count()), time_ns, key=lambda number: self.records(number, 1)[0].time_ns
+            range(count), time_ns, lo=first, key=lambda number: self.records(number, 1)[0].time_ns
         )
 
     def first_record_past(self, stdout_offset: int, stderr_offset: int) -> int:
@@ -157,7 +184,8 @@ class RawLog:
             stdout_end, stderr_end = self.records(number, 1)[0].ends()
             return stdout_end > stdout_offset or stderr_end > stderr_offset
 
-        return bisect.bisect_left(range(self.record_count()), True, key=is_past)
+        count = self.record_count()
+        return bisect.bisect_left(range(count), True, lo=min(self.window().record, count), key=is_past)
 
     def chunks(self, *, final: bool = False) -> Iterator[Chunk]:
         """Everything from the first byte to the present end, in order; see ``Cursor.spans`` for ``final``."""
@@ -185,6 +213,14 @@ class Cursor:
         self.stdout = stdout
         self.stderr = stderr
         self.next_record = log.first_record_past(stdout, stderr) if stdout or stderr else 0
+        self._keep_inside()
+
+    def _keep_inside(self) -> None:
+        """Move forward to where the log begins now, if that is further on."""
+        window = self.log.window()
+        self.next_record = max(self.next_record, window.record)
+        self.stdout = max(self.stdout, window.stdout)
+        self.stderr = max(self.stderr, window.stderr)
 
     @classmethod
     def at_record(cls, log: RawLog, number: int) -> Cursor:
@@ -200,6 +236,7 @@ class Cursor:
         ``final`` says that nobody writes any more: bytes that no record covers (their shim died) come last, at the
         time of the file's mtime.
         """
+        self._keep_inside()
         while records := self.log.records(self.next_record, _INDEX_BATCH):
             for record in records:
                 self.next_record += 1
@@ -300,14 +337,16 @@ class LineReader:
         return cursor
 
     def _line_start(self, stream: int, offset: int) -> int:
+        window = self._log.window()
+        first = window.stdout if stream == STDOUT else window.stderr
         at = offset
-        while at > 0:
-            begin = max(0, at - _READ_SIZE)
+        while at > first:
+            begin = max(first, at - _READ_SIZE)
             newline = self._log.pread(stream, begin, at - begin).rfind(b"\n")
             if newline >= 0:
                 return begin + newline + 1
             at = begin
-        return 0
+        return first
 
     def _seek_tail(self, tail: int, final: bool) -> tuple[Cursor, int]:
         """A cursor some way before the last ``tail`` lines, and how many lines to skip from there."""
@@ -315,9 +354,10 @@ class LineReader:
         upper = self._log.ends_before(last)
         if final:
             upper = (self._log.size(STDOUT), self._log.size(STDERR))
+        first = self._log.window().record
         number, step, newlines = last, 16, 0
-        while number > 0 and newlines <= tail:
-            number = max(0, number - step)
+        while number > first and newlines <= tail:
+            number = max(first, number - step)
             step *= 2
             lower = self._log.ends_before(number)
             for stream, begin, end in zip((STDOUT, STDERR), lower, upper, strict=True):

@@ -338,6 +338,11 @@ class Feed:
         self._ready: list[Line] = []
         self._lock = threading.Lock()
 
+    @property
+    def sent(self) -> Place | None:
+        """How far the driver got; None where there is no driver."""
+        return None if self.driver is None else self._place
+
     def step(self, final: bool) -> bool:
         """Send one batch; False when there was nothing to send. Blocking; raises ``OSError`` to be called again."""
         with self._lock:

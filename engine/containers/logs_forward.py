@@ -1,4 +1,4 @@
-"""Keeps every running container's log driver fed.
+"""Keeps every running container's log driver fed, and its raw log within its limit.
 
 Rule: one sleeping task per container; it wakes when the raw log grew, waits a moment so that lines go in batches, and
 tries again for ever while its destination does not answer. A container never waits for any of it.
@@ -13,6 +13,7 @@ import structlog
 
 from engine.containers.inotify import DirectoryWatch
 from engine.containers.logdrivers import Feed
+from engine.containers.logs_trim import kept_bytes, trim
 from engine.containers.machine import Machine
 from engine.containers.registry import Registry
 from protos.rawlog import INDEX_NAME
@@ -22,7 +23,7 @@ log = structlog.get_logger()
 GATHER_SECONDS = 0.1
 RECHECK_SECONDS = 30.0
 MAX_PAUSE = 30.0
-DRIVEN = frozenset({"json-file", "syslog", "journald", "fluentd"})
+DRIVEN = frozenset({"json-file", "local", "syslog", "journald", "fluentd"})
 
 
 class Forwarding:
@@ -56,6 +57,7 @@ class Forwarding:
     async def _feed(self, machine: Machine) -> None:
         directory = self._registry.log_directory(machine.id)
         feed = Feed(machine, directory)
+        keep = kept_bytes(machine.doc)
         wake = asyncio.Event()
         try:
             with contextlib.suppress(OSError):
@@ -65,6 +67,8 @@ class Forwarding:
                     wake.clear()
                     running = machine.doc.state.running
                     await self._send_all(machine, feed, final=not machine.doc.state.alive)
+                    if keep:
+                        await asyncio.to_thread(trim, directory, keep, feed.sent)
                     if not running:
                         return
                     with contextlib.suppress(TimeoutError):
