@@ -151,7 +151,8 @@ class Exits:
         """Record and tell the end of the current run, and take its task and network away. Needs the lock."""
         doc = machine.doc
         started = doc.state.started_at
-        again = not machine.keep_on_exit and restart.wants_restart(doc, code)
+        machine.spared = machine.keep_on_exit
+        again = not machine.spared and restart.wants_restart(doc, code)
         state = msgspec.structs.replace(
             doc.state,
             status="restarting" if again else "exited",
@@ -195,7 +196,7 @@ class Exits:
         if doc.state.status == "restarting":
             machine.backoff = restart.next_pause(machine.backoff, machine.ran_seconds)
             self.restart_later(machine, machine.backoff)
-        elif doc.state.status == "exited" and doc.host.auto_remove and not machine.keep_on_exit:
+        elif doc.state.status == "exited" and doc.host.auto_remove and not machine.spared:
             self.spawn(self._auto_remove(machine))
 
     async def _auto_remove(self, machine: Machine) -> None:

@@ -52,6 +52,8 @@ class Machine:
         self.log_start = (0, 0)
         """Bytes of stdout and stderr in the raw log before the current run."""
         self.ran_seconds = 0.0
+        self.spared = False
+        """Whether the last run ended under ``keep_on_exit``."""
         self.keep_on_exit = False
         """Set while a user's restart is between stop and start: no auto-remove, no restart policy."""
         self.restart_timer: asyncio.Task[None] | None = None

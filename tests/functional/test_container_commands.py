@@ -36,6 +36,15 @@ def test_restart_and_start_again(engine: Engine, sleeper: str) -> None:
     assert engine.api("POST", "/containers/box/start")[0] == 304
 
 
+def test_restart_spares_what_removes_itself(engine: Engine) -> None:
+    engine.docker("run", "-d", "--rm", "--name", "brief", "busybox", "sleep", "1000")
+    engine.docker("restart", "-t", "0", "brief")
+    time.sleep(0.5)
+    assert field(engine, "brief", "{{.State.Status}}") == "running"
+    engine.docker("kill", "brief")
+    wait_for(lambda: engine.docker("inspect", "brief", check=False).returncode == 1, "auto-remove")
+
+
 def test_rename_frees_the_old_name(engine: Engine, sleeper: str) -> None:
     engine.docker("rename", "box", "boxer")
     assert field(engine, "boxer", "{{.Name}}") == "/boxer"
