@@ -77,3 +77,18 @@ def test_log_path_is_a_docker_json_file(engine: Engine) -> None:
         }
     finally:
         engine.docker("rm", "filed")
+
+
+def test_a_limited_log_stays_small_on_disk(engine: Engine) -> None:
+    flags = ("--log-opt", "max-size=100k", "--log-opt", "max-file=2")
+    script = "seq 1 300000; sleep 1000"
+    engine.docker("run", "-d", "--name", "limited", *flags, "busybox", "sh", "-c", script)
+    try:
+        directory = engine.docker("inspect", "-f", "{{.LogPath}}", "limited").stdout.strip().rpartition("/")[0]
+        wait_for(lambda: engine.docker("logs", "--tail", "1", "limited").stdout == "300000\n", "the last line")
+        wait_for(lambda: int(engine.host.check("du", "-sk", directory).split()[0]) < 700, "the log to be cut")
+        lines = [int(n) for n in engine.docker("logs", "limited").stdout.split()]
+        assert lines == list(range(lines[0], 300001))
+        assert lines[0] > 1
+    finally:
+        engine.docker("rm", "-f", "limited")
