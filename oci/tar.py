@@ -95,6 +95,13 @@ def _decimal(value: bytes, what: str) -> int:
     return int(value)
 
 
+def _owner(number: int) -> int:
+    """A user or group id; the last one means "unchanged" to chown(2) and belongs to nobody."""
+    if not 0 <= number < 0xFFFFFFFF:
+        raise DataLoss(f"corrupt tar header: {number} is no user or group id")
+    return number
+
+
 def _nanoseconds(value: bytes) -> int:
     whole, _, fraction = value.partition(b".")
     negative = whole.startswith(b"-")
@@ -244,8 +251,8 @@ class TarReader:
             name=name,
             kind=b"0"[0] if kind == SPARSE or kind in REGULAR else kind,
             mode=_number(header[100:108]) & 0o7777,
-            uid=_decimal(pax["uid"], "uid") if "uid" in pax else _number(header[108:116]),
-            gid=_decimal(pax["gid"], "gid") if "gid" in pax else _number(header[116:124]),
+            uid=_owner(_decimal(pax["uid"], "uid") if "uid" in pax else _number(header[108:116])),
+            gid=_owner(_decimal(pax["gid"], "gid") if "gid" in pax else _number(header[116:124])),
             size=self._left,
             mtime=_nanoseconds(pax["mtime"]) if "mtime" in pax else _number(header[136:148]) * 10**9,
             link=_text(header[157:257]) if link is None else link,

@@ -12,7 +12,7 @@ import shutil
 import stat
 from collections.abc import Callable
 
-from containerd_py.diff import tar
+from oci import tar
 from oci.errors import InvalidArgument, PermissionDenied
 
 WHITEOUT = ".wh."

@@ -66,9 +66,14 @@ class LayerWorkers:
         self._control: socket.socket | None = None
         self._slots = asyncio.Semaphore(CONCURRENCY)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the worker runs."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Have the worker running. Idempotent; about 50 ms until it takes its first job."""
-        if self._process is not None and self._process.poll() is None:
+        if self.alive:
             return
         self.close()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

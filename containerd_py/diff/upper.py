@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import stat
 
-from containerd_py.diff import tar
 from containerd_py.diff.apply import Applier, clean
+from oci import tar
 from oci.errors import Aborted
 
 

@@ -19,7 +19,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-from containerd_py.diff import apply, create, mounting, streams, tar, upper
+from containerd_py.diff import apply, create, mounting, streams, upper
+from oci import tar
 from oci.errors import Aborted, Code, GantryError, InvalidArgument
 
 _PROGRESS_STEP = 1 << 20
