@@ -16,6 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from containerd_py.diff.pool import LayerWorkers
+from containerd_py.interfaces import Mount
 from oci.errors import DataLoss, GantryError, InvalidArgument, ResourceExhausted
 from tests.integration.diff.conftest import SCOPE, Stores, folder, layer, member, tree
 from tests.integration.snapshots.conftest import in_mounts
@@ -34,8 +36,6 @@ class Target:
         in_mounts(self.snapshotter.prepare(SCOPE, "a"), self._base)
         self.snapshotter.commit(SCOPE, "base", "a")
         self.mounts = self.snapshotter.prepare(SCOPE, "target", "base")
-        stores.workers.start()
-        (stores.root / "workers").mkdir(exist_ok=True)
         self._before = tree(self.outside)
         self._places = self._listing()
 
@@ -58,16 +58,26 @@ class Target:
         return dict(in_mounts(self.mounts, tree))
 
 
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LayerWorkers]:
+    """One worker for all attacks: that it survives them is part of what is tested."""
+    made = LayerWorkers(str(tmp_path_factory.mktemp("worker") / "places"))
+    made.start()
+    yield made
+    assert made.alive, "an archive ended the worker"
+    made.close()
+
+
 @pytest.fixture(params=["overlayfs", "native"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
-    made = Stores(tmp_path)
+def target(request: pytest.FixtureRequest, tmp_path: Path, workers: LayerWorkers) -> Iterator[Target]:
+    made = Stores(tmp_path, workers)
     yield Target(made, request.param)
     made.close()
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> Iterator[Stores]:
-    made = Stores(tmp_path)
+def stores(tmp_path: Path, workers: LayerWorkers) -> Iterator[Stores]:
+    made = Stores(tmp_path, workers)
     yield made
     made.close()
 
@@ -146,10 +156,7 @@ def test_overlay_attributes_of_an_archive_are_dropped(stores: Stores) -> None:
     assert in_mounts(mounts, lambda root: os.listxattr(root / "d")) == ["user.kept"]
 
 
-def test_a_bomb_fills_the_disk_and_not_the_memory(tmp_path: Path) -> None:
-    made = Stores(tmp_path)
-    small = tmp_path / "small"
-    small.mkdir()
+def test_a_bomb_fills_the_disk_and_not_the_memory(stores: Stores) -> None:
     out = io.BytesIO()
     with gzip.open(out, "wb", compresslevel=1) as packed:
         header = tarfile.TarInfo("bomb")
@@ -157,12 +164,9 @@ def test_a_bomb_fills_the_disk_and_not_the_memory(tmp_path: Path) -> None:
         packed.write(header.tobuf())
         for _ in range(200):
             packed.write(bytes(1 << 20))
-    from containerd_py.interfaces import Mount
-
     mounts = [Mount("tmpfs", "tmpfs", options=("size=8m",))]
     with pytest.raises(ResourceExhausted, match="bomb"):
-        made.apply(mounts, out.getvalue())
-    made.close()
+        stores.apply(mounts, out.getvalue())
 
 
 def corrupted(change: dict[int, bytes]) -> bytes:

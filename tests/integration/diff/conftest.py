@@ -49,13 +49,15 @@ class Quiet:
 class Stores:
     """Everything the unpacker works with, on one directory."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, workers: LayerWorkers | None = None) -> None:
+        """``workers`` that many tests share are not ended by ``close``."""
         self.root = root
+        self._own = workers is None
         self.database = Database(str(root / "meta.db"))
         quiet = Quiet()
         self.content = Content(self.database, str(root / "content"), quiet, quiet)
         self.snapshotters: dict[str, DirectorySnapshotter] = snapshotters(str(root), self.database, quiet.publish)
-        self.workers = LayerWorkers(str(root / "workers"))
+        self.workers = workers or LayerWorkers(str(root / "workers"))
         self.unpacker = Unpacker(self.content, self.snapshotters, self.workers, self.database)
 
     def add(self, data: bytes, media_type: str = MEDIA_LAYER) -> Descriptor:
@@ -81,7 +83,8 @@ class Stores:
         return self.run(work)
 
     def close(self) -> None:
-        self.workers.close()
+        if self._own:
+            self.workers.close()
         self.database.close()
 
 
