@@ -97,6 +97,7 @@ class PrivateHost:
     def __init__(self) -> None:
         self.root = ROOT
         self.outside = f"{ROOT}/outside"
+        self.bound_resolv_conf = False
         self.store = Store(f"{ROOT}/engine.db")
         self.bus = EventBus()
         self.service = self.new_service()
@@ -122,6 +123,13 @@ class PrivateHost:
         inside.request(rtnl.default_route(IPv4Address(HOST), far.index))
         host.close()
         inside.close()
+
+    def bind_mount(self, source: str, target: str) -> None:
+        """Show ``source`` at ``target``, in this private host only."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(source.encode(), os.path.realpath(target).encode(), None, ctypes.c_ulong(0x1000), None) != 0:
+            raise OSError(ctypes.get_errno(), f"mount {source} on {target}")
+        self.bound_resolv_conf = True
 
     def unwire_outside(self) -> None:
         host = Netlink(NETLINK_ROUTE)
@@ -282,7 +290,11 @@ async def _run(scenario: Scenario) -> None:
     host = PrivateHost()
     host.wire_outside()
     await host.service.restore(frozenset())
-    await scenario(host)
+    try:
+        await scenario(host)
+    except BaseException:
+        await host.service.nameserver.stop()  # it would outlive the scenario, as it is meant to
+        raise
     await host.service.remove_host_state()
     host.unwire_outside()
     assert host.link_names() == {"lo"}, "interfaces are left"
