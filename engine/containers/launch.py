@@ -202,7 +202,7 @@ class Launcher:
             oom_killed=False,
             started_at=time.time_ns(),
         )
-        machine.update(state=state, ever_started=True, stopped_by_user=False)
+        machine.update(state=state, ever_started=True)
         self._registry.publish(machine, "start")
         for hook in self._registry.started:
             hook(machine)

@@ -134,6 +134,7 @@ class Restorer:
             elif doc.state.status == "restarting" and machine.restart_timer is None:
                 self._exits.restart_later(machine, 0)
             elif doc.state.status in ("exited", "created") and restart.wants_start_at_boot(doc):
+                machine.update(stopped_by_user=False)
                 machine.set_state(status="restarting")
                 self._exits.restart_later(machine, 0)
             elif doc.state.status == "exited" and doc.host.auto_remove:

@@ -101,6 +101,7 @@ class ContainerService(Registry):
                 return False
             if machine.removing or status in ("removing", "dead"):
                 raise FailedPrecondition("container is marked for removal and cannot be started")
+            machine.update(stopped_by_user=False)
             try:
                 await self.launcher.start(machine)
             except BaseException:

@@ -64,7 +64,9 @@ class Stopper:
             machine.update(stopped_by_user=True)
         if state.status == "restarting":
             await self._give_up_restart(machine)
-        elif number == SIGKILL:
+        if not machine.doc.state.alive:
+            return
+        if number == SIGKILL:
             exited = machine.next_exit()
             await self.signal(machine, number)
             if not await self.exit_within(machine, exited, KILL_SECONDS):
@@ -76,7 +78,7 @@ class Stopper:
             await self.signal(machine, number)
 
     async def _give_up_restart(self, machine: Machine) -> None:
-        """A container between two runs ends by not being started again."""
+        """A container between two runs ends by not being started again; if its start has begun, it runs after this."""
         machine.cancel_restart()
         async with machine.lock:
             if machine.doc.state.status == "restarting":
@@ -94,7 +96,7 @@ class Stopper:
         machine.update(stopped_by_user=True)
         if machine.doc.state.status == "restarting":
             await self._give_up_restart(machine)
-        else:
+        if machine.doc.state.alive:
             await self._end_within(machine, number, patience)
         self._registry.publish(machine, "stop")
         return True
@@ -160,6 +162,7 @@ class Stopper:
         machine.update(stopped_by_user=True)
         if machine.doc.state.status == "restarting":
             await self._give_up_restart(machine)
+        if not machine.doc.state.alive:
             return
         exited = machine.next_exit()
         try:
