@@ -6,6 +6,7 @@ committed, so that an installed Gantry needs no compiler; ``tests/unit/protos`` 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,14 @@ def generate(out: Path) -> None:
     sources = sorted(SOURCES.glob("*.proto"))
     with_services = [s for s in sources if "\nservice " in s.read_text()]
     compiler = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}"]
-    subprocess.run([*compiler, f"--python_out={out}", f"--pyi_out={out}", *map(str, sources)], check=True)
+    # The compiler looks for its plugins on PATH, and they lie beside the interpreter.
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}"}
+    outputs = (f"--python_out={out}", f"--pyi_out={out}")
+    subprocess.run([*compiler, *outputs, *map(str, sources)], check=True, env=environment)
     subprocess.run(
-        [*compiler, f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", *map(str, with_services)], check=True
+        [*compiler, f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}", *map(str, with_services)],
+        check=True,
+        env=environment,
     )
 
 
