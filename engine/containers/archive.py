@@ -11,7 +11,7 @@ import base64
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -36,6 +36,8 @@ class Worker:
         self._process = process
         self._stdin = process.stdin
         self._stdout = process.stdout
+        self.released: Callable[[], Awaitable[None]] | None = None
+        """Called when the worker has ended."""
 
     @classmethod
     async def start(cls, request: dict[str, Any]) -> Worker:
@@ -86,6 +88,8 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         await self._process.wait()
+        if self.released is not None:
+            await self.released()
 
 
 class Archives:
@@ -151,17 +155,26 @@ class Archives:
             "readonly": doc.host.readonly_rootfs,
             **more,
         }
+        volumes: list[str] = []
+        user = f"{doc.id} files"
         if doc.state.alive and doc.state.pid:
             request["pid"] = doc.state.pid
         else:
-            for point in doc.mounts:
-                if point.type == "volume":
-                    await self._registry.volumes.use(point.name, doc.id)
+            volumes = [point.name for point in doc.mounts if point.type == "volume"]
+            for name in volumes:
+                await self._registry.volumes.use(name, user)
             request["rootfs"] = msgspec.to_builtins(await self._registry.rootfs(machine))
             request["rootfs"] = [m | {"options": list(m["options"])} for m in request["rootfs"]]
             request["directory"] = self._registry.directory(doc.id)
             os.makedirs(request["directory"], mode=0o710, exist_ok=True)
-        return await Worker.start(request)
+        worker = await Worker.start(request)
+
+        async def release() -> None:
+            for name in volumes:
+                await self._registry.volumes.release(name, user)
+
+        worker.released = release
+        return worker
 
     @staticmethod
     async def _answer(worker: Worker, reference: str, path: str) -> dict[str, Any] | None:
