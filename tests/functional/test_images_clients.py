@@ -65,8 +65,12 @@ def test_an_image_in_use_is_kept(house: Engine) -> None:
 
 
 def test_commit_keeps_files_configuration_and_author(house: Engine) -> None:
-    house.docker("run", "--name", "committed", "-e", "E=1", "busybox", "sh", "-c", "echo new > /new; rm /www/index.html")
-    made = house.docker("commit", "-a", "me", "-m", "why", "-c", 'CMD ["cat", "/new"]', "committed", "made:1").stdout.strip()
+    house.docker(
+        "run", "--name", "committed", "-e", "E=1", "busybox", "sh", "-c", "echo new > /new; rm /www/index.html"
+    )
+    made = house.docker(
+        "commit", "-a", "me", "-m", "why", "-c", 'CMD ["cat", "/new"]', "committed", "made:1"
+    ).stdout.strip()
     assert house.docker("run", "--rm", "made:1").stdout == "new\n"
     assert house.docker("run", "--rm", "made:1", "ls", "/www").stdout == ""
     shown = json.loads(house.docker("image", "inspect", "made:1").stdout)[0]

@@ -25,7 +25,7 @@ mount -t proc proc "$1/proc"
 mount -t tmpfs -o mode=755 tmpfs "$1/dev"
 for node in null zero full random urandom tty; do : > "$1/dev/$node"; mount --bind "/dev/$node" "$1/dev/$node"; done
 ln -s /proc/self/fd "$1/dev/fd"
-exec chroot "$1" sh -c 'dpkg --force-depends --force-confnew --install /packages/*.deb'
+exec chroot "$1" sh -c 'dpkg --force-unsafe-io --force-depends --force-confnew --install /packages/*.deb'
 """
 """What runs inside the namespaces; ``$1`` is the root."""
 
