@@ -124,7 +124,9 @@ class Catalog:
         )
         for rank, _, manifest in reversed(ranked):
             is_image = manifest.media_type in (*MANIFEST_TYPES, *INDEX_TYPES)
-            if rank and is_image and not _attestation(manifest) and await self._containerd.has(manifest.digest):
+            # Pulled for another platform only: still an image, to be listed, saved and run by emulation.
+            suits = rank or wanted == self.wanted
+            if suits and is_image and not _attestation(manifest) and await self._containerd.has(manifest.digest):
                 return await self.manifest_of(manifest, wanted)
         raise NotFound(
             f"image {target.digest} has no manifest for {wanted.os}/{wanted.architecture} here",

@@ -74,6 +74,15 @@ def test_the_manifest_for_this_platform_is_taken_from_an_index() -> None:
     assert image.digests == [f"busybox@{index.digest}"]
 
 
+def test_an_image_of_another_platform_only_is_listed_too() -> None:
+    store, catalog = made()
+    foreign = store.image("x", layers=("theirs",))
+    manifest = msgspec.structs.replace(store.records.pop("x").target, platform=Platform("arm64", "linux"))
+    index = store.blob(msgspec.json.encode(Index(manifests=(manifest,), media_type=MEDIA_INDEX)), MEDIA_INDEX)
+    asyncio.run(store.put(f"{BUSYBOX}:latest", index))
+    assert asyncio.run(catalog.find("busybox")).id == foreign
+
+
 def test_filters() -> None:
     store, catalog = made()
     old = store.image(f"{BUSYBOX}:1", layers=("a",), created="2020-01-01T00:00:00Z", labels={"k": "v"})
