@@ -32,6 +32,9 @@ READ_SIZE = 1 << 16
 MAX_HEAD = 1 << 17
 """Bytes of request line and headers; X-Registry-Config can be long."""
 
+LINGER_SECONDS, LINGER_BYTES = 5.0, 256 << 20
+"""How long, and how much of a request's body nobody wants any more, is read after the answer."""
+
 COMMON_HEADERS = (
     ("Api-Version", version_text(API_VERSION)),
     ("Docker-Experimental", "false"),
@@ -191,6 +194,8 @@ class Connection:
                 await self._hijack(event, answer)
                 return False
             await self._respond(event, answer)
+            if self._http.their_state is h11.SEND_BODY:
+                await self._linger()
         except asyncio.CancelledError:
             if self._eof and handler_task.cancelling() == 1:
                 handler_task.uncancel()
@@ -199,6 +204,14 @@ class Connection:
         finally:
             await self._drop(watcher)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE and not self._eof
+
+    async def _linger(self) -> None:
+        """Let a client that still sends read its answer first: closing now would reset the connection under it."""
+        left = LINGER_BYTES
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0 and (data := await self._reader.read(READ_SIZE)):
+                    left -= len(data)
 
     @staticmethod
     async def _drop(watcher: asyncio.Task[None] | None) -> None:

@@ -108,12 +108,13 @@ def test_corrupt_archive(engine: Engine, damage: str, tmp_path: Path) -> None:
     whole = tmp_path / "whole.tar"
     engine.docker("save", "-o", str(whole), "busybox")
     data = {"not a tar": b"nonsense" * 1000, "cut": whole.read_bytes()[: whole.stat().st_size // 2], "empty": b""}
-    before = engine.docker("images", "--no-trunc").stdout
+    listing = ("images", "--no-trunc", "--format", "{{.ID}} {{.Repository}}:{{.Tag}}")
+    before = engine.docker(*listing).stdout
     done = engine.docker("load", stdin=data[damage], check=False)
     assert done.returncode == 1
     assert done.stderr.strip()
     assert "Traceback" not in done.stderr
-    assert engine.docker("images", "--no-trunc").stdout == before
+    assert engine.docker(*listing).stdout == before
 
 
 def test_full_disk(make_engine: Callable[..., Engine], busybox_tar: bytes) -> None:
