@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from containerd_py.registry import auth, errors
-from containerd_py.registry.hosts import Endpoint, RegistryConfig, Trust
+from containerd_py.registry.hosts import Endpoint, RegistryConfig
 from oci.errors import FailedPrecondition, GantryError, ResourceExhausted, Unauthenticated, Unavailable
+from oci.trust import Trust
 from oci.version import __version__
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import ssl
 import tomllib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,34 +15,10 @@ from urllib.parse import urlsplit
 
 from oci.errors import FailedPrecondition, InvalidArgument
 from oci.reference import DEFAULT_HOST
+from oci.trust import CERTIFICATE_DIRECTORIES, Trust, certificates, host_directories
 
-CERTIFICATE_DIRECTORIES = ("/etc/containerd/certs.d", "/etc/docker/certs.d")
 ALL = frozenset({"pull", "resolve", "push"})
 MIRROR = frozenset({"pull", "resolve"})
-
-
-class Trust(NamedTuple):
-    """TLS settings: extra CA files, a client certificate and key, or no verification at all."""
-
-    ca: tuple[str, ...] = ()
-    clients: tuple[tuple[str, str], ...] = ()
-    skip_verify: bool = False
-
-    def context(self) -> ssl.SSLContext:
-        """Raises ``FailedPrecondition`` naming the file that cannot be used."""
-        context = ssl.create_default_context()
-        if self.skip_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        name = ""
-        try:
-            for name in self.ca:
-                context.load_verify_locations(name)
-            for name, key in self.clients:
-                context.load_cert_chain(name, key or None)
-        except (OSError, ssl.SSLError) as error:
-            raise FailedPrecondition(f"certificate file {name}: {error}") from error
-        return context
 
 
 class Endpoint(NamedTuple):
@@ -101,10 +76,10 @@ def endpoints(host: str, config: RegistryConfig, host_dir: str = "", scheme: str
     directories = (host_dir, *config.directories) if host_dir else config.directories
     trust = Trust()
     for base in directories:
-        for directory in (os.path.join(base, host), os.path.join(base, host.replace(":", "_"))):
+        for directory in host_directories(base, host):
             if os.path.exists(path := os.path.join(directory, "hosts.toml")):
                 return _from_toml(path, host, config)
-            trust = trust if trust != Trust() else _certificates(directory)
+            trust = trust if trust != Trust() else certificates(directory)
     if host_dir and os.path.exists(path := os.path.join(host_dir, "_default", "hosts.toml")):
         return _from_toml(path, host, config)
     found = [_mirror(url, host, config) for url in config.mirrors] if host == DEFAULT_HOST else []
@@ -127,18 +102,6 @@ def _mirror(url: str, host: str, config: RegistryConfig) -> Endpoint:
     return Endpoint(parts.netloc, (parts.scheme,), parts.path.rstrip("/") + "/v2", trust, MIRROR, namespace=host)
 
 
-def _certificates(directory: str) -> Trust:
-    """Docker's layout: ``*.crt`` are CAs, ``NAME.cert`` with ``NAME.key`` client certificates."""
-    try:
-        names = sorted(os.listdir(directory))
-    except OSError:
-        return Trust()
-    join = os.path.join
-    ca = tuple(join(directory, name) for name in names if name.endswith(".crt"))
-    pairs = [(name, name.removesuffix(".cert") + ".key") for name in names if name.endswith(".cert")]
-    return Trust(ca, tuple((join(directory, cert), join(directory, key)) for cert, key in pairs))
-
-
 def _from_toml(path: str, host: str, config: RegistryConfig) -> list[Endpoint]:
     try:
         with open(path, "rb") as file:
@@ -151,7 +114,7 @@ def _from_toml(path: str, host: str, config: RegistryConfig) -> list[Endpoint]:
     if server:
         found.append(_toml_host(server, {**document, "capabilities": sorted(ALL)}, host, base))
     elif not found or not any("push" in endpoint.can for endpoint in found):
-        found.append(_endpoint(host, config, _certificates(base)))
+        found.append(_endpoint(host, config, certificates(base)))
     return found
 
 
