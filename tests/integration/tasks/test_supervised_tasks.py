@@ -136,7 +136,7 @@ def test_killed_shim(shared: Supervisor) -> None:
 
 
 def test_killed_daemon(daemon: Supervisor) -> None:
-    daemon.create("through", "sh", "-c", COUNT.format(40, 3))
+    daemon.create("through", "sh", "-c", COUNT.format(100, 3))
     daemon.create("meanwhile", "sh", "-c", "sleep 0.3; exit 7")
     for id in ("through", "meanwhile"):
         daemon.start_task(id)
@@ -148,7 +148,7 @@ def test_killed_daemon(daemon: Supervisor) -> None:
     assert daemon.get("through").status == task_types_pb2.RUNNING
     assert daemon.wait("meanwhile") == 7, "the exit code of a container that ended while the daemon was dead"
     assert daemon.wait("through") == 3
-    assert counted(daemon, "through") == list(range(1, 41))
+    assert counted(daemon, "through") == list(range(1, 101))
     assert daemon.delete("through") == 3
     assert daemon.delete("meanwhile") == 7
 
