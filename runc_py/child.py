@@ -10,13 +10,21 @@ import contextlib
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from runc_py import capabilities, process, syscalls
+from runc_py import capabilities, messages, process, syscalls
 from runc_py.errors import RuntimeFailure
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
+
+
+class Tuning(Protocol):
+    """Something a process applies to itself (see ``scheduling``)."""
+
+    def apply(self) -> None:
+        """Do it. Raises RuntimeFailure."""
 
 
 def detach(name: str, stdio: tuple[int, int, int] | None, keep: Iterable[int], preserve_fds: int) -> None:
@@ -102,21 +110,49 @@ def _write_first(procfs: int, name: str, paths: tuple[str, ...], value: str) -> 
 class SeccompFilter:
     """A compiled profile: the BPF program and the flags of seccomp(2).
 
-    It holds the function that installs it, because the child can import nothing.
+    It holds the function that installs it, because the child can import nothing. ``listener`` is the path of the
+    agent's socket, when calls are to be decided by an agent.
     """
 
-    __slots__ = ("_install", "flags", "program")
+    __slots__ = ("_install", "flags", "installed", "listener", "metadata", "program")
 
-    def __init__(self, program: bytes, flags: int) -> None:
+    def __init__(self, program: bytes, flags: int, listener: str = "", metadata: str = "") -> None:
         from runc_py import seccomp
 
         self.program = program
         self.flags = flags
+        self.listener = listener
+        self.metadata = metadata
+        self.installed = False
         self._install = seccomp.install
 
-    def install(self) -> None:
-        """Filter this process's system calls from now on."""
-        self._install(self.program, self.flags)
+    def install(self) -> int | None:
+        """Filter this process's system calls from now on; the notification descriptor when there is an agent."""
+        if self.installed:
+            return None
+        self.installed = True
+        return self._install(self.program, self.flags, listener=bool(self.listener))
+
+    def record(self) -> dict[str, Any]:
+        """What the container's record keeps beside the program."""
+        return {"flags": self.flags, "listener": self.listener, "metadata": self.metadata}
+
+
+def install_with_agent(
+    filter_: SeccompFilter, sets: capabilities.CapabilitySets, privileges: int, channel: socket.socket
+) -> None:
+    """Install a filter that asks an agent, and wait until the parent has given the agent its descriptor.
+
+    Until then only write(2) may be used: it is the one call that a profile cannot ask the agent about.
+    """
+    if privileges:
+        syscalls.capset(sets.effective | privileges, sets.permitted | privileges, sets.inheritable)
+    fd = filter_.install()
+    assert fd is not None
+    os.write(channel.fileno(), messages.Kind.LISTENER + b"%d" % fd)
+    if messages.receive(channel).kind != messages.Kind.GO:
+        os._exit(1)
+    os.close(fd)
 
 
 def privileges_needed(filter_: SeccompFilter | None, no_new_privileges: bool) -> int:

@@ -16,11 +16,26 @@ from runc_py.errors import InvalidSpec, InvalidState, NotBuilt, RuntimeFailure
 
 if TYPE_CHECKING:
     from runc_py.main import Context
-    from runc_py.runtime import Launched
+    from runc_py.notify import Relay
+    from runc_py.runtime import Launched, Runtime
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"runc-py {name}", description=description, allow_abbrev=False)
+class _Help(argparse.HelpFormatter):
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        super().add_usage(usage, actions, groups, "Usage: ")
+
+
+def _parser(name: str, description: str, usage: str = "CONTAINER") -> argparse.ArgumentParser:
+    """A command's parser; the usage line names the program as it was called."""
+    from runc_py.main import program_name
+
+    return argparse.ArgumentParser(
+        prog=f"{program_name()} {name}",
+        usage=f"{program_name()} [OPTION...] {name} {usage}".rstrip(),
+        description=description,
+        allow_abbrev=False,
+        formatter_class=_Help,
+    )
 
 
 def _add_process_options(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +59,7 @@ def command_create(context: Context, arguments: list[str]) -> int:
     parser = _parser("create", "create a container")
     _add_create_options(parser)
     options = parser.parse_args(arguments)
-    spec = _spec_of(options)
-    terminal = _check_console(spec["process"], options.console_socket, detach=True)
+    spec, terminal = _spec_of(options, detach=True)
     launched = _create(context, options, spec)
     _hand_over(context, options, launched, terminal=terminal)
     return 0
@@ -59,20 +73,22 @@ def command_run(context: Context, arguments: list[str]) -> int:
     parser.add_argument("--no-subreaper", action="store_true", help="do not adopt the container's orphans")
     _add_create_options(parser)
     options = parser.parse_args(arguments)
-    spec = _spec_of(options)
-    terminal = _check_console(spec["process"], options.console_socket, detach=options.detach)
+    spec, terminal = _spec_of(options, detach=options.detach)
     launched = _create(context, options, spec)
     runtime = context.runtime()
     try:
         _hand_over(context, options, launched, terminal=terminal)
         from runc_py import foreground
 
+        relay = _relay(context, options.id)
         if not options.detach:
             foreground.forward_signals(launched)
         runtime.start(options.id)
         if options.detach:
+            if relay is not None:
+                relay.wait(launched.pidfd, launched.pid)
             return 0
-        status = foreground.wait(launched)
+        status = foreground.wait(launched, relay)
     except BaseException:
         runtime.delete(options.id, force=True)
         raise
@@ -81,15 +97,19 @@ def command_run(context: Context, arguments: list[str]) -> int:
     return status
 
 
-def _spec_of(options: argparse.Namespace) -> dict[str, Any]:
+def _spec_of(options: argparse.Namespace, *, detach: bool) -> tuple[dict[str, Any], bool]:
+    """The checked spec, and whether it wants a terminal."""
     from runc_py import spec as specs
 
     directory, name = os.path.split(os.path.abspath(options.config)) if options.config else (options.bundle, "")
-    spec = specs.load_spec(directory, name or "config.json")
-    if not spec.get("process"):
+    spec = specs.read_spec(directory, name or "config.json")
+    process = spec.get("process")
+    if not process or not isinstance(process, dict):
         raise InvalidSpec("process: must be there to create a container")
-    _pass_listening_sockets(options, spec["process"])
-    return spec
+    terminal = _check_console(process, options.console_socket, detach=detach)
+    specs.validate_spec(spec)
+    _pass_listening_sockets(options, process)
+    return spec, terminal
 
 
 def _pass_listening_sockets(options: argparse.Namespace, process: dict[str, Any]) -> None:
@@ -111,7 +131,25 @@ def _create(context: Context, options: argparse.Namespace, spec: dict[str, Any])
         no_new_keyring=options.no_new_keyring,
         preserve_fds=options.preserve_fds,
         spec=spec,
+        notify_socket=notify_path(),
     )
+
+
+def notify_path() -> str:
+    """Where the service manager listens, "" without one."""
+    return os.environ["NOTIFY_SOCKET"] if os.environ.get("NOTIFY_SOCKET", "").startswith("/") else ""
+
+
+def _relay(context: Context, container_id: str) -> Relay | None:
+    """What passes on that the container is ready, if this command is a service's."""
+    from runc_py import state
+
+    directory = f"{os.path.abspath(context.root)}/{state.checked_id(container_id)}"
+    if not notify_path() or not os.path.isdir(f"{directory}/notify"):
+        return None
+    from runc_py.notify import Relay
+
+    return Relay(directory, notify_path())
 
 
 def _log_plan(context: Context, spec: dict[str, Any], bundle: str) -> None:
@@ -126,7 +164,9 @@ def _log_plan(context: Context, spec: dict[str, Any], bundle: str) -> None:
 def _check_console(process: dict[str, Any], console_socket: str, *, detach: bool) -> bool:
     terminal = bool(process.get("terminal"))
     if detach and terminal and not console_socket:
-        raise InvalidState("cannot allocate tty if runc-py will detach without setting console socket")
+        raise InvalidState(
+            "cannot allocate tty if runc-py will detach without setting console socket (use --console-socket)"
+        )
     if console_socket and not (detach and terminal):
         raise InvalidState("cannot use console socket if runc-py will not detach or allocate tty")
     return terminal
@@ -167,13 +207,22 @@ def command_start(context: Context, arguments: list[str]) -> int:
     """Start a created container."""
     parser = _parser("start", "execute the program of a created container")
     parser.add_argument("id", metavar="CONTAINER")
-    context.runtime().start(parser.parse_args(arguments).id)
+    container_id = parser.parse_args(arguments).id
+    runtime = context.runtime()
+    relay = _relay(context, container_id)
+    if relay is None:
+        runtime.start(container_id)
+        return 0
+    pid = int(runtime.state(container_id)["pid"])
+    pidfd = os.pidfd_open(pid) if pid else -1
+    runtime.start(container_id)
+    relay.wait(pidfd, pid)
     return 0
 
 
 def command_exec(context: Context, arguments: list[str]) -> int:
     """Run another process in a container."""
-    parser = _parser("exec", "execute a new process in a running container")
+    parser = _parser("exec", "execute a new process in a running container", "CONTAINER cmd")
     parser.add_argument("--cwd", default="", help="working directory")
     parser.add_argument("-e", "--env", action="append", default=[], help="NAME=VALUE, may be repeated")
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
@@ -274,7 +323,7 @@ def command_state(context: Context, arguments: list[str]) -> int:
 
 def command_kill(context: Context, arguments: list[str]) -> int:
     """Send a signal."""
-    parser = _parser("kill", "send a signal (default: TERM) to a container's init")
+    parser = _parser("kill", "send a signal (default: TERM) to a container's init", "CONTAINER [SIGNAL]")
     parser.add_argument("-a", "--all", action="store_true", help="to every process of the container")
     parser.add_argument("id", metavar="CONTAINER")
     parser.add_argument("signal", nargs="?", default="TERM", metavar="SIGNAL")
@@ -300,15 +349,46 @@ def command_delete(context: Context, arguments: list[str]) -> int:
     """Remove a container."""
     parser = _parser("delete", "delete a stopped container")
     parser.add_argument("-f", "--force", action="store_true", help="kill it first when it runs")
+    parser.add_argument("--regex", action="store_true", help="CONTAINER is a regular expression: delete all that match")
     parser.add_argument("id", metavar="CONTAINER")
     options = parser.parse_args(arguments)
-    context.runtime().delete(options.id, force=options.force)
+    runtime = context.runtime()
+    for container_id in _matching(runtime, options.id) if options.regex else [options.id]:
+        runtime.delete(container_id, force=options.force)
+    return 0
+
+
+def _matching(runtime: Runtime, pattern: str) -> list[str]:
+    import re
+
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise InvalidSpec(f'"{pattern}" is not a regular expression: {error}') from error
+    return [entry["id"] for entry in runtime.list() if expression.search(entry["id"])]
+
+
+def command_mounts(context: Context, arguments: list[str]) -> int:
+    """Add mounts to a running container, or remove them."""
+    from runc_py.live_mounts import load_mounts
+
+    parser = _parser("mounts", "add mounts to a running container, or remove them", "[add|remove] CONTAINER FILE")
+    parser.add_argument("action", choices=("add", "remove"))
+    parser.add_argument("id", metavar="CONTAINER")
+    parser.add_argument("file", metavar="FILE", help="JSON list of mounts as in config.json")
+    options = parser.parse_args(arguments)
+    entries = load_mounts(options.file)
+    runtime = context.runtime()
+    if options.action == "add":
+        runtime.add_mounts(options.id, entries)
+    else:
+        runtime.remove_mounts(options.id, entries)
     return 0
 
 
 def command_list(context: Context, arguments: list[str]) -> int:
     """Print all containers."""
-    parser = _parser("list", "list containers")
+    parser = _parser("list", "list containers", "")
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     parser.add_argument("-q", "--quiet", action="store_true", help="only ids")
     options = parser.parse_args(arguments)
@@ -332,7 +412,7 @@ def _print_table(rows: list[Any]) -> None:
 
 def command_ps(context: Context, arguments: list[str]) -> int:
     """Print a container's processes."""
-    parser = _parser("ps", "list the processes of a container")
+    parser = _parser("ps", "list the processes of a container", "CONTAINER [ps option...]")
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     parser.add_argument("id", metavar="CONTAINER")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="ps option")
@@ -399,7 +479,7 @@ def command_spec(_context: Context, arguments: list[str]) -> int:
     """Write a new config.json."""
     from runc_py.template import default_spec
 
-    parser = _parser("spec", "write a new config.json")
+    parser = _parser("spec", "write a new config.json", "")
     parser.add_argument("-b", "--bundle", default=".", help="directory to write it to")
     parser.add_argument("--rootless", action="store_true", help="for an ordinary user")
     options = parser.parse_args(arguments)
@@ -417,7 +497,7 @@ def command_features(_context: Context, arguments: list[str]) -> int:
     """Print what this runtime can do."""
     from runc_py.features import supported_features
 
-    _parser("features", "print the supported features as JSON").parse_args(arguments)
+    _parser("features", "print the supported features as JSON", "").parse_args(arguments)
     _print_json(supported_features())
     return 0
 

@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from runc_py import cgroups, child, hooks, init, messages, namespaces, rootfs, state, syscalls
+from runc_py import cgroups, child, hooks, init, messages, namespaces, prepare, rootfs, state, syscalls
 from runc_py import spec as specs
 from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.messages import Kind, Message
@@ -20,7 +20,11 @@ from runc_py.messages import Kind, Message
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runc_py.child import Tuning
+    from runc_py.resctrl import Group
     from runc_py.runtime import Launched, Runtime
+
+    State = dict[str, Any]
 
 INIT_FAILED = "unable to start container process: error during container init: "
 
@@ -42,6 +46,10 @@ def create_container(
         raise InvalidSpec("process: must be there to create a container")
     directory = state.reserve(runtime.root, container_id)
     try:
+        if options.notify_socket:
+            from runc_py import notify
+
+            spec = notify.add_to_spec(spec, directory, options.notify_socket)
         creation = _Creation(runtime, container_id, bundle, directory, spec)
     except BaseException:
         state.forget(directory)
@@ -62,7 +70,45 @@ def compile_seccomp(spec: dict[str, Any], cache: str) -> child.SeccompFilter | N
         return None
     from runc_py import seccomp
 
-    return child.SeccompFilter(seccomp.compile_filter(profile, cache_dir=cache), seccomp.flags_of(profile))
+    listener = seccomp.listener_of(profile)
+    if _annotated(spec, "run.oci.seccomp_fail_unknown_syscall"):
+        from runc_py.libseccomp import unknown_calls
+
+        if names := unknown_calls(profile):
+            raise InvalidSpec(f"linux.seccomp.syscalls: unknown system calls: {', '.join(names)}")
+    program = seccomp.compile_filter(profile, cache_dir=cache)
+    return child.SeccompFilter(program, seccomp.flags_of(profile), listener, profile.get("listenerMetadata") or "")
+
+
+def _annotated(spec: dict[str, Any], name: str) -> bool:
+    value = (spec.get("annotations") or {}).get(name)
+    return value is not None and value not in ("0", "false")
+
+
+def tuning_of(spec: dict[str, Any]) -> tuple[Tuning, ...]:
+    """What init applies to itself before it changes its user: scheduler, I/O priority, memory policy."""
+    process, linux = spec["process"], spec.get("linux") or {}
+    if not (process.get("scheduler") or process.get("ioPriority") or linux.get("memoryPolicy")):
+        return ()
+    from runc_py import scheduling
+
+    found = (
+        scheduling.scheduler_of(process),
+        scheduling.io_priority_of(process),
+        scheduling.memory_policy_of(linux),
+    )
+    return tuple(one for one in found if one is not None)
+
+
+def serve_listener(message: Message, pidfd: int, pid: int, filter_: child.SeccompFilter, observed: State) -> None:
+    """Take the child's notification descriptor and give it to the agent."""
+    from runc_py import seccomp
+
+    fd = syscalls.pidfd_getfd(pidfd, int(message.text))
+    try:
+        seccomp.hand_to_agent(filter_.listener, fd, filter_.metadata, pid, observed)
+    finally:
+        os.close(fd)
 
 
 class _Creation:
@@ -70,6 +116,9 @@ class _Creation:
 
     def __init__(self, runtime: Runtime, container_id: str, bundle: str, directory: str, spec: dict[str, Any]) -> None:
         linux: dict[str, Any] = spec.get("linux") or {}
+        if any(entry["type"] == "user" and not entry.get("path") for entry in linux.get("namespaces") or ()):
+            linux = {**linux, **namespaces.missing_maps(linux)}
+            spec = {**spec, "linux": linux}
         self.linux = linux
         self.spec = spec
         self.directory = directory
@@ -91,11 +140,13 @@ class _Creation:
                 "rootfs": self.rootfs,
                 "cgroup": self.manager.save(),
                 "owner": os.geteuid(),
-                "seccomp": None if self.seccomp is None else {"flags": self.seccomp.flags},
+                "seccomp": None if self.seccomp is None else self.seccomp.record(),
                 "spec": {**spec, "linux": {key: value for key, value in linux.items() if key != "seccomp"}},
             },
         )
+        self.prepared = prepare.Prepared(linux, self.namespaces, directory)
         self.pid = self.pidfd = -1
+        self.group: Group | None = None
         self.console: int | None = None
         self.channel: socket.socket | None = None
         self.listener: socket.socket | None = None
@@ -113,7 +164,9 @@ class _Creation:
         self.manager.create()
         if resources := self.linux.get("resources"):
             self.manager.set(resources)
+        self._make_rdt_group()
         plan = rootfs.plan_rootfs(self.spec, self.state.bundle, self._cgroup_mounts(), self.userns)
+        self.prepared.prepare(plan.setup)
         self.listener = _listen(self.directory)
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         task = init.InitTask(
@@ -127,6 +180,9 @@ class _Creation:
             seccomp=self.seccomp,
             options=options,
             state=self.state.oci_state("creating"),
+            prepared=self.prepared.fds,
+            tuning=tuning_of(self.spec),
+            waits=self._child_waits(),
         )
         try:
             self._clone(task)
@@ -135,6 +191,18 @@ class _Creation:
         self._place()
         self._converse()
         return Launched(self.pid, self.pidfd, self.console)
+
+    def _child_waits(self) -> bool:
+        """Whether the child must not go on before the parent has done its part by pid."""
+        return self.userns or self.group is not None or bool(self.linux.get("netDevices"))
+
+    def _make_rdt_group(self) -> None:
+        if wanted := self.linux.get("intelRdt"):
+            from runc_py import resctrl
+
+            self.group = resctrl.create_group(wanted, self.state.id)
+            self.state.resctrl = list(self.group)
+            self.state.save()
 
     def _cgroup_mounts(self) -> cgroups.ContainerMounts | None:
         wanted = any(entry.get("type") in ("cgroup", "cgroup2") for entry in self.spec.get("mounts") or ())
@@ -184,10 +252,17 @@ class _Creation:
             if "user" in self.namespaces.new:
                 namespaces.write_id_maps(self.pid, self.linux)
             self.manager.apply(self.pid)
-            self._send(Kind.GO)
         score = self.spec["process"].get("oomScoreAdj")
         if score is not None:
             set_oom_score(self.pid, int(score))
+        if self.group is not None:
+            self.group.enter(self.pid)
+        if devices := self.linux.get("netDevices"):
+            from runc_py import netdevices
+
+            netdevices.move_devices(devices, self.pid)
+        if self._child_waits():
+            self._send(Kind.GO)
 
     def _converse(self) -> None:
         while True:
@@ -204,6 +279,9 @@ class _Creation:
                 for kind in ("prestart", "createRuntime"):
                     hooks.run_hooks(kind, self.state.hooks(kind), observed)
                 self._send(Kind.GO, str(self.pid))
+            elif message.kind == Kind.LISTENER and self.seccomp is not None:
+                serve_listener(message, self.pidfd, self.pid, self.seccomp, self.state.oci_state("creating"))
+                self._send(Kind.GO)
             elif message.kind == Kind.WARNING:
                 warn(message.text)
             else:
@@ -229,13 +307,16 @@ class _Creation:
                 os.close(fd)
         try:
             self.manager.destroy()
-        except (cgroups.CgroupError, OSError) as error:
+            if self.group is not None:
+                self.group.remove()
+        except (RuntimeFailure, OSError) as error:
             warn(f"cgroup of {self.state.id} is left: {error}")
         state.forget(self.directory)
 
     def release(self) -> None:
         """Close the parent's copies of what init uses."""
         self.namespaces.close()
+        self.prepared.close()
         for end in (self.channel, self.listener):
             if end is not None:
                 end.close()

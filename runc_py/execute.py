@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from runc_py import capabilities, cgroups, child, console, messages, namespaces, process, state, syscalls
 from runc_py import spec as specs
-from runc_py.create import set_oom_score
+from runc_py.create import serve_listener, set_oom_score
 from runc_py.errors import InvalidState, NotBuilt, RuntimeFailure
 from runc_py.messages import Kind
 from runc_py.paths import Root
@@ -20,6 +20,7 @@ from runc_py.paths import Root
 if TYPE_CHECKING:
     from runc_py.cgroups import CgroupManager
     from runc_py.runtime import Launched, Runtime, Stdio
+    from runc_py.scheduling import Affinity
 
 _EXEC_FAILED = "unable to start container process: "
 
@@ -88,6 +89,8 @@ class _ExecTask:
         self.seccomp = _load_seccomp(container)
         self.privileges = child.privileges_needed(self.seccomp, bool(process_spec.get("noNewPrivileges")))
         self.manager: CgroupManager = cgroups.load(container.cgroup)
+        self.tuning = _tuning(process_spec)
+        self.affinity = _affinity(process_spec)
 
     def run(self) -> Launched:
         from runc_py.runtime import Launched
@@ -111,6 +114,9 @@ class _ExecTask:
                         raise type(error)(f"{_EXEC_FAILED}{error}")
                     if message.kind == Kind.CONSOLE:
                         terminal = message.fd
+                    if message.kind == Kind.LISTENER and self.seccomp is not None:
+                        serve_listener(message, pidfd, pid, self.seccomp, self.container.oci_state("running"))
+                        messages.send(ours, Kind.GO)
             except BaseException:
                 _abandon(pid, pidfd, terminal)
                 raise
@@ -120,7 +126,8 @@ class _ExecTask:
         pid_namespace = None
         if self.flags & syscalls.CLONE_NEWPID:
             pid_namespace = os.open(f"/proc/{self.container.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        cgroup = self.manager.descriptor()
+        # With an affinity the child enters its cgroup by itself, after the first step of it.
+        cgroup = self.manager.descriptor() if self.affinity is None else None
         try:
             with namespaces.PidNamespaceSwitch(pid_namespace):
                 pid, pidfd = syscalls.clone(0, cgroup)
@@ -160,6 +167,8 @@ class _ExecTask:
     def _run_child(self, channel: socket.socket, *, enter_cgroup: bool) -> NoReturn:
         try:
             child.detach("runc-py:[EXEC]", self.stdio, [channel.fileno(), self.target], self.preserve_fds)
+            if self.affinity is not None:
+                self.affinity.first_step()
             if enter_cgroup:
                 self.manager.enter()
             if self.userns:
@@ -186,21 +195,46 @@ class _ExecTask:
             os.close(root.fd)
             console.control(slave)
         child.set_labels(self.process)
+        if self.affinity is not None:
+            self.affinity.final_step()
+        for one in self.tuning:
+            one.apply()
         process.set_rlimits(self.process.get("rlimits") or [])
         entered = child.try_directory(self.process["cwd"])
         sets = process.become(self.process, usable, userns=self.userns, privileges=self.privileges)
         if not entered:
             process.enter_directory(self.process["cwd"])
         program = process.find_program(self.process)
+        if self.seccomp is not None and self.seccomp.listener:
+            child.install_with_agent(self.seccomp, sets, self.privileges, channel)
         child.lock_down(self.seccomp, sets, self.privileges)
         process.execute(program, self.preserve_fds)
+
+
+def _tuning(process_spec: dict[str, Any]) -> tuple[child.Tuning, ...]:
+    if not (process_spec.get("scheduler") or process_spec.get("ioPriority")):
+        return ()
+    from runc_py import scheduling
+
+    found = (scheduling.scheduler_of(process_spec), scheduling.io_priority_of(process_spec))
+    return tuple(one for one in found if one is not None)
+
+
+def _affinity(process_spec: dict[str, Any]) -> Affinity | None:
+    if not process_spec.get("execCPUAffinity"):
+        return None
+    from runc_py import scheduling
+
+    return scheduling.affinity_of(process_spec)
 
 
 def _load_seccomp(container: state.ContainerState) -> child.SeccompFilter | None:
     if container.seccomp is None:
         return None
     with open(f"{container.directory}/{state.SECCOMP_FILE}", "rb") as file:
-        return child.SeccompFilter(file.read(), int(container.seccomp["flags"]))
+        record = container.seccomp
+        listener, metadata = str(record.get("listener") or ""), str(record.get("metadata") or "")
+        return child.SeccompFilter(file.read(), int(record["flags"]), listener, metadata)
 
 
 def _abandon(pid: int, pidfd: int, terminal: int | None) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from runc_py import console
 
 if TYPE_CHECKING:
+    from runc_py.notify import Relay
     from runc_py.runtime import Launched
 
 _TIOCGWINSZ = 0x5413
@@ -50,8 +51,13 @@ def copy_size(terminal: int | None) -> None:
         console.resize(terminal, rows, columns)
 
 
-def wait(process: Launched) -> int:
-    """Relay the terminal, if there is one, until the process ends; its exit status as a shell gives it."""
+def wait(process: Launched, notify: Relay | None = None) -> int:
+    """Relay the terminal, if there is one, until the process ends; its exit status as a shell gives it.
+
+    ``notify`` passes on that the service is ready, for a process without a terminal.
+    """
+    if notify is not None and process.console is None:
+        notify.wait(process.pidfd, process.pid)
     if process.console is not None:
         with _raw_terminal():
             _relay(process.console, process.pidfd)

@@ -17,50 +17,76 @@ from runc_py.errors import HookFailure
 Hook = dict[str, Any]
 
 
+OUTPUT_ANNOTATIONS = ("run.oci.hooks.stdout", "run.oci.hooks.stderr")
+"""Annotations that name files to which the hooks' output is appended (an extension of crun's)."""
+
+
 def run_hooks(kind: str, hooks: list[Hook] | None, state: dict[str, Any]) -> None:
     """Run ``hooks`` in order; the first failure ends it (HookFailure)."""
     for index, hook in enumerate(hooks or ()):
-        _run(f"{kind} hook #{index}", hook, state)
+        problem = _run(hook, state, redirect=kind != "startContainer")
+        if problem:
+            raise HookFailure(f"error running {kind} hook #{index}: {hook.get('path')}: {problem}")
 
 
 def run_hooks_quietly(kind: str, hooks: list[Hook] | None, state: dict[str, Any]) -> list[str]:
     """Run all ``hooks`` whatever happens and return what went wrong (poststop)."""
     problems = []
     for index, hook in enumerate(hooks or ()):
-        try:
-            _run(f"{kind} hook #{index}", hook, state)
-        except HookFailure as error:
-            problems.append(str(error))
+        problem = _run(hook, state)
+        if problem:
+            cause = problem.replace("exit status", "failed with exit code")
+            problems.append(f"{kind} hook {cause} (#{index}: {hook.get('path')})")
     return problems
 
 
-def _run(name: str, hook: Hook, state: dict[str, Any]) -> None:
+def _run(hook: Hook, state: dict[str, Any], *, redirect: bool = True) -> str:
+    """Run one hook; what went wrong, or "".
+
+    ``redirect`` is off inside a container, where the annotated paths would be the container's.
+    """
     path = hook.get("path") or ""
     environment = dict(item.partition("=")[::2] for item in hook.get("env") or ())
     given, taken = os.memfd_create("hook-state"), os.memfd_create("hook-output")
+    opened = [given, taken]
     try:
         os.write(given, json.dumps(state).encode())
         os.lseek(given, 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, taken, 1), (os.POSIX_SPAWN_DUP2, taken, 2)]
-        try:
-            pid = os.posix_spawn(
-                path,
-                hook.get("args") or [path],
-                environment,
-                file_actions=actions,
-                setsigdef=[signal.SIGPIPE],
-                setsigmask=[],
-            )
-        except OSError as error:
-            raise HookFailure(f"error running {name}: {path}: {error.strerror}") from error
+        out, err = _outputs(state, taken, opened) if redirect else (taken, taken)
+        actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, err, 2)]
+        pid = os.posix_spawn(
+            path,
+            hook.get("args") or [path],
+            environment,
+            file_actions=actions,
+            setsigdef=[signal.SIGPIPE],
+            setsigmask=[],
+        )
         status = _wait(pid, hook.get("timeout"))
-        if status != 0:
-            output = os.pread(taken, 2048, 0).decode("utf-8", "replace").strip()
-            cause = "timed out" if status is None else f"exit status {os.waitstatus_to_exitcode(status)}"
-            raise HookFailure(f"error running {name}: {path}: {cause}, output: {output}")
+        if status == 0:
+            return ""
+        output = os.pread(taken, 2048, 0).decode("utf-8", "replace").strip()
+        cause = "timed out" if status is None else f"exit status {os.waitstatus_to_exitcode(status)}"
+        return f"{cause}, output: {output}"
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename not in (None, path) else str(error.strerror)
     finally:
-        os.close(given)
-        os.close(taken)
+        for fd in opened:
+            os.close(fd)
+
+
+def _outputs(state: dict[str, Any], taken: int, opened: list[int]) -> list[int]:
+    """Descriptors for a hook's stdout and stderr: the annotated files, else ``taken``."""
+    annotations = state.get("annotations") or {}
+    found = []
+    for name in OUTPUT_ANNOTATIONS:
+        path = annotations.get(name)
+        fd = taken
+        if path:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o700)
+            opened.append(fd)
+        found.append(fd)
+    return found
 
 
 def _wait(pid: int, timeout: Any) -> int | None:

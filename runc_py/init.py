@@ -37,6 +37,7 @@ class CreateOptions(NamedTuple):
     keyring: str | None
     preserve_fds: int
     console_size: tuple[int, int] | None
+    notify_socket: str = ""
 
 
 class InitTask(NamedTuple):
@@ -52,6 +53,9 @@ class InitTask(NamedTuple):
     seccomp: child.SeccompFilter | None
     options: CreateOptions
     state: dict[str, Any]
+    prepared: Sequence[int] = ()
+    tuning: Sequence[child.Tuning] = ()
+    waits: bool = False
 
     @property
     def process(self) -> dict[str, Any]:
@@ -75,6 +79,10 @@ class InitTask(NamedTuple):
         """Whether the container has a user namespace of its own."""
         return "user" in self.namespaces.kinds
 
+    def annotated(self, name: str) -> bool:
+        """Whether an annotation of the spec switches something on."""
+        return str((self.spec.get("annotations") or {}).get(name, "0")).lower() not in ("0", "false", "")
+
     def hooks(self, kind: str) -> list[dict[str, Any]]:
         """The spec's hooks of one kind."""
         found: list[dict[str, Any]] = (self.spec.get("hooks") or {}).get(kind) or []
@@ -84,7 +92,7 @@ class InitTask(NamedTuple):
 def run_init(task: InitTask) -> NoReturn:
     """Be the container's first process."""
     try:
-        keep = [task.channel.fileno(), task.listener.fileno(), *task.namespaces.joined.values()]
+        keep = [task.channel.fileno(), task.listener.fileno(), *task.namespaces.joined.values(), *task.prepared]
         child.detach("runc-py:[INIT]", task.options.stdio, keep, task.options.preserve_fds)
         program, sets = _set_up(task)
         messages.send(task.channel, Kind.READY)
@@ -146,18 +154,29 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     _set_personality(task.linux.get("personality") or {})
     if slave is not None:
         console.control(slave)
+    for one in task.tuning:
+        one.apply()
     process.set_rlimits(task.process.get("rlimits") or [])
     entered = child.try_directory(task.process["cwd"])
-    sets = process.become(task.process, usable, userns=task.userns, privileges=task.privileges)
+    sets = process.become(
+        *(task.process, usable),
+        userns=task.userns,
+        privileges=task.privileges,
+        keep_groups=task.annotated("run.oci.keep_original_groups"),
+    )
     if not entered:
         process.enter_directory(task.process["cwd"])
-    return process.find_program(task.process), sets
+    program = process.find_program(task.process)
+    if task.seccomp is not None and task.seccomp.listener:
+        child.install_with_agent(task.seccomp, sets, task.privileges, task.channel)
+    return program, sets
 
 
 def _enter_namespaces(task: InitTask) -> None:
     new = task.namespaces.new
+    if task.waits:
+        _wait_for_parent(task)  # what the parent does by pid is done: id maps, cgroup, network devices
     if task.userns:
-        _wait_for_parent(task)  # maps are written and the cgroup is entered by the parent
         child.become_root_of_namespace()
     elif task.cgroup is not None:
         task.cgroup.enter()

@@ -192,6 +192,13 @@ def compile_profile(profile: Mapping[str, Any]) -> bytes:
     return newer_calls(_latest(library, architectures, names)) + program
 
 
+def unknown_calls(profile: Mapping[str, Any]) -> list[str]:
+    """Names in the profile that libseccomp does not know for this machine, sorted."""
+    library = Library()
+    names = {name for call in profile.get("syscalls") or () for name in call.get("names") or ()}
+    return sorted(name for name in names if library.resolve(name.encode()) == UNKNOWN_CALL)
+
+
 def _check(code: int, what: str) -> None:
     """libseccomp answers with a negative errno; "is there already" is what was wanted."""
     if code not in (0, -errno.EEXIST):

@@ -116,6 +116,10 @@ def delete_container(runtime: Runtime, container_id: str, *, force: bool) -> Non
     if manager.kind != "disabled":
         manager.kill_all(signal.SIGKILL)
     manager.destroy()
+    if container.resctrl:
+        from runc_py import resctrl
+
+        resctrl.Group(*container.resctrl).remove()
     state.forget(container.directory)
     for problem in hooks.run_hooks_quietly("poststop", container.hooks("poststop"), container.oci_state("stopped")):
         create.warn(problem)

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from runc_py.runtime import Runtime
 
 VERSION = "0.1.0"
+SPEC_VERSION = "1.3.0"
+_BUILT_IN = "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +CRIU"
+"""In crun's form, which tools and test suites look at."""
 COMMANDS = (
-    *("checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "pause", "ps", "restore"),
-    *("resume", "run", "spec", "start", "state", "update"),
+    *("checkpoint", "create", "delete", "events", "exec", "features", "kill", "list", "mounts", "pause", "ps"),
+    *("restore", "resume", "run", "spec", "start", "state", "update"),
 )
 _WITH_VALUE = {"--root", "--log", "--log-format", "--log-level", "--criu", "--rootless", "--cgroup-manager"}
 _SWITCHES = {"--debug", "--systemd-cgroup", "--version", "-v", "--help", "-h"}
@@ -90,6 +93,12 @@ class Context:
         if self.json_log:
             return json.dumps({"level": level, "msg": text, "time": moment}) + "\n"
         return f'time="{moment}" level={level} msg={json.dumps(text)}\n'
+
+
+def program_name() -> str:
+    """What this program is called by: tools that look at a runtime's name see the one they use."""
+    name = os.path.basename(sys.argv[0])
+    return "runc-py" if name in ("", "main.py", "-c") else name
 
 
 def default_root() -> str:
@@ -164,7 +173,8 @@ _PREFIX = {"create": "runc-py create failed: ", "run": "runc-py run failed: ", "
 
 
 def _print_version() -> int:
-    sys.stdout.write(f"runc-py version {VERSION}\nspec: 1.2.1\npython: {sys.version.split()[0]}\n")
+    python = sys.version.split()[0]
+    sys.stdout.write(f"{program_name()} version {VERSION}\nspec: {SPEC_VERSION}\npython: {python}\n{_BUILT_IN}\n")
     return 0
 
 

@@ -8,6 +8,7 @@ other side died.
     OFFSETS       write timens_offsets       GO
     HOOKS         run the runtime's hooks    GO
     CONSOLE + fd  the pty's master
+    LISTENER n    descriptor n notifies of calls   GO   the agent has it
     WARNING text
     READY         set up, waiting for start
     FAILED kind, text
@@ -31,6 +32,7 @@ class Kind:
     OFFSETS = b"T"
     HOOKS = b"H"
     CONSOLE = b"C"
+    LISTENER = b"L"
     WARNING = b"W"
     READY = b"R"
     FAILED = b"E"

@@ -43,6 +43,7 @@ _PROPAGATION = {
     "unbindable": (syscalls.MS_UNBINDABLE, False),
     "runbindable": (syscalls.MS_UNBINDABLE, True),
 }
+_WORDS = frozenset({"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "src-nofollow", "dest-nofollow", "copy-symlink"})
 _SUPERBLOCK = frozenset({"sync", "dirsync", "mand", "lazytime"})
 _IGNORED = frozenset({"defaults", "async", "nomand", "nolazytime", "silent", "loud", "noiversion", "iversion"})
 _MOUNT_FLAGS = {
@@ -60,7 +61,11 @@ _MOUNT_FLAGS = {
 
 
 class MountOptions(NamedTuple):
-    """Parsed options: ``set``/``clear`` for the mount, ``set_all``/``clear_all`` for the tree below it too."""
+    """Parsed options: ``set``/``clear`` for the mount, ``set_all``/``clear_all`` for the tree below it too.
+
+    ``idmap`` is "", "idmap" or "ridmap". The last three are crun's: a symlink as source or destination is mounted (on)
+    itself, or, with ``copy_symlink``, a source that is one is made anew in the rootfs.
+    """
 
     set: int
     clear: int
@@ -72,7 +77,10 @@ class MountOptions(NamedTuple):
     superblock: tuple[str, ...]
     data: tuple[str, ...]
     copy_up: bool
-    idmap: bool
+    idmap: str
+    source_nofollow: bool
+    target_nofollow: bool
+    copy_symlink: bool
 
     @property
     def read_only(self) -> bool:
@@ -94,7 +102,7 @@ def parse_options(options: list[str] | tuple[str, ...]) -> MountOptions:
             _merge(tree, _ATTRIBUTES[option[1:]])
         elif option in _PROPAGATION:
             propagation.append(_PROPAGATION[option])
-        elif option in ("bind", "rbind", "tmpcopyup", "idmap", "ridmap"):
+        elif option in _WORDS:
             words.add(option)
         elif option in _SUPERBLOCK:
             superblock.append(option)
@@ -108,7 +116,10 @@ def parse_options(options: list[str] | tuple[str, ...]) -> MountOptions:
         tuple(superblock),
         tuple(data),
         "tmpcopyup" in words,
-        bool(words & {"idmap", "ridmap"}),
+        "ridmap" if "ridmap" in words else "idmap" if "idmap" in words else "",
+        "src-nofollow" in words,
+        "dest-nofollow" in words,
+        "copy-symlink" in words,
     )
 
 
@@ -119,7 +130,7 @@ def _merge(bits: list[int], change: tuple[int, int]) -> None:
 
 def known_options() -> list[str]:
     """Every option that is not left to the filesystem."""
-    words = {"bind", "rbind", "tmpcopyup"} | _SUPERBLOCK | _IGNORED
+    words = _WORDS | _SUPERBLOCK | _IGNORED
     return sorted(words | _PROPAGATION.keys() | _ATTRIBUTES.keys() | {f"r{name}" for name in _ATTRIBUTES})
 
 

@@ -111,6 +111,26 @@ def write_id_maps(pid: int, linux: dict[str, Any]) -> None:
             raise RuntimeFailure(f"linux.{kind}Mappings: {error.strerror}") from error
 
 
+def missing_maps(linux: dict[str, Any]) -> dict[str, Any]:
+    """Mappings for a new user namespace whose spec has none: every id as itself, or, without root, ours as 0.
+
+    The runtime spec leaves this open; crun does the same.
+    """
+    found: dict[str, Any] = {}
+    for kind, own in (("uid", os.geteuid()), ("gid", os.getegid())):
+        if linux.get(f"{kind}Mappings"):
+            continue
+        if os.geteuid():
+            found[f"{kind}Mappings"] = [{"containerID": 0, "hostID": own, "size": 1}]
+            continue
+        with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+            rows = [line.split() for line in file]
+        found[f"{kind}Mappings"] = [
+            {"containerID": int(row[0]), "hostID": int(row[0]), "size": int(row[2])} for row in rows
+        ]
+    return found
+
+
 def write_time_offsets(pid: int, offsets: dict[str, Any]) -> None:
     """Clock offsets of the time namespace that ``pid`` has made for its children (time_namespaces(7))."""
     lines = [

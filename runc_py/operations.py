@@ -104,23 +104,56 @@ class FilesystemMount(NamedTuple):
 
 
 class BindMount(NamedTuple):
-    """A host file or directory at ``destination``; the mount point is made as what the source is."""
+    """A host file or directory at ``destination``; the mount point is made as what the source is.
+
+    ``prepared`` is a detached mount of the source that the parent made: with a user namespace the child may no longer
+    see it, and only the parent may give it id mappings.
+    """
 
     source: str
     destination: str
     options: MountOptions
+    uid_mappings: tuple[dict[str, int], ...] = ()
+    gid_mappings: tuple[dict[str, int], ...] = ()
+    prepared: int = -1
+
+    @property
+    def id_mapped(self) -> bool:
+        """Whether owners are translated."""
+        return bool(self.options.idmap or self.uid_mappings or self.gid_mappings)
 
     def describe(self) -> str:
-        return f"bind {self.source} on {self.destination}"
+        return f"bind {self.source} on {self.destination}{' id-mapped' if self.id_mapped else ''}"
+
+    def open_source(self) -> int:
+        """A detached mount of the source; in the parent or in the child."""
+        flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if self.options.recursive else 0)
+        if self.options.source_nofollow or self.options.copy_symlink:
+            flags |= syscalls.AT_SYMLINK_NOFOLLOW
+        return syscalls.open_tree(syscalls.AT_FDCWD, self.source, flags)
 
     def execute(self, root: Root) -> None:
-        flags = syscalls.OPEN_TREE_CLONE | (syscalls.AT_RECURSIVE if self.options.recursive else 0)
-        mount = syscalls.open_tree(syscalls.AT_FDCWD, self.source, flags)
-        make = root.make_directory if is_directory(mount) else root.make_file
-        target = make(self.destination, 0o755)
+        if self.options.copy_symlink and os.path.islink(self.source):
+            MakeSymlink(self.destination, os.readlink(self.source)).execute(root)
+            return
+        mount = self.prepared if self.prepared >= 0 else self.open_source()
+        target = self._mount_point(root, is_directory(mount))
         _refuse_in_proc(target, mount, self.destination)
         _apply_attributes(mount, self.options)
         _attach(mount, target, self.destination)
+
+    def _mount_point(self, root: Root, directory: bool) -> int:
+        if self.options.target_nofollow:
+            parent, name = os.path.split(self.destination)
+            container = root.make_directory(parent)
+            try:
+                return syscalls.openat2(container, name, os.O_PATH | os.O_NOFOLLOW, syscalls.RESOLVE_BENEATH)
+            except FileNotFoundError:
+                pass
+            finally:
+                os.close(container)
+        make = root.make_directory if directory else root.make_file
+        return make(self.destination, 0o755)
 
 
 class CgroupTree(NamedTuple):
@@ -173,7 +206,10 @@ def _simple_mount(kind: str, source: str, options: Sequence[str]) -> int:
 
 
 class MakeDevice(NamedTuple):
-    """A device node; where the kernel does not let us make one (user namespace), the host's is bound there."""
+    """A device node; where the kernel does not let us make one (user namespace), the host's is bound there.
+
+    ``prepared`` is a detached mount of a node that the parent made for a user namespace.
+    """
 
     path: str
     type: str
@@ -183,6 +219,7 @@ class MakeDevice(NamedTuple):
     uid: int
     gid: int
     bind: bool = False
+    prepared: int = -1
 
     def describe(self) -> str:
         return f"device {self.path} {self.type} {self.major}:{self.minor}"
@@ -211,7 +248,9 @@ class MakeDevice(NamedTuple):
             os.close(directory)
 
     def _bind(self, root: Root) -> None:
-        mount = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE)
+        mount = self.prepared
+        if mount < 0:
+            mount = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE)
         if self.type in ("c", "u") and not is_device(mount, self.major, self.minor):
             raise RuntimeFailure(f"host device {self.path} is not {self.type} {self.major}:{self.minor}")
         syscalls.mount_setattr(mount, set_=syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC)

@@ -62,15 +62,20 @@ def use_stdio(descriptors: tuple[int, int, int]) -> None:
         os.dup2(fd, number)
 
 
-def give_stdio(uid: int) -> None:
-    """The user owns the pipes and terminals it was given, so that ``/dev/stdout`` can be opened again."""
+def give_stdio(uid: int, gid: int) -> None:
+    """The user owns the pipes and terminals it was given, so that ``/dev/stdout`` can be opened again.
+
+    The group goes with it, but not a terminal's: that is the host's group for terminals.
+    """
     null = os.makedev(1, 3)
     for number in (0, 1, 2):
         info = os.fstat(number)
-        if info.st_uid == uid or (stat.S_ISCHR(info.st_mode) and info.st_rdev == null):
+        terminal = stat.S_ISCHR(info.st_mode)
+        wanted = (uid, info.st_gid if terminal else gid)
+        if (info.st_uid, info.st_gid) == wanted or (terminal and info.st_rdev == null):
             continue
         try:
-            os.fchown(number, uid, -1)
+            os.fchown(number, *wanted)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EINVAL, errno.EROFS):
                 raise
@@ -94,20 +99,26 @@ def set_rlimits(limits: list[dict[str, Any]]) -> None:
             ) from error
 
 
-def become(process: dict[str, Any], usable: int, *, userns: bool, privileges: int) -> capabilities.CapabilitySets:
-    """Change to the user and capabilities of ``process``; ``privileges`` stay permitted until ``execute``."""
+def become(
+    process: dict[str, Any], usable: int, *, userns: bool, privileges: int, keep_groups: bool = False
+) -> capabilities.CapabilitySets:
+    """Change to the user and capabilities of ``process``; ``privileges`` stay permitted until ``execute``.
+
+    ``keep_groups`` adds the caller's supplementary groups to the spec's.
+    """
     user = process.get("user") or {}
     sets = capabilities.CapabilitySets(process.get("capabilities") or {}, usable)
     if process.get("noNewPrivileges"):
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     uid, gid = int(user.get("uid") or 0), int(user.get("gid") or 0)
-    give_stdio(uid)
+    give_stdio(uid, gid)
     capabilities.drop_bounding(sets, usable)
     syscalls.prctl(syscalls.PR_SET_KEEPCAPS, 1)
+    groups = list(user.get("additionalGids") or [])
     try:
-        os.setgroups(user.get("additionalGids") or [])
+        os.setgroups([*groups, *os.getgroups()] if keep_groups else groups)
     except PermissionError:
-        if not userns or user.get("additionalGids"):
+        if not userns or groups:
             raise  # only an unprivileged user namespace (setgroups "deny") may keep its groups
     try:
         os.setresgid(gid, gid, gid)

@@ -67,7 +67,7 @@ def plan_rootfs(spec: Spec, bundle: str, cgroup_mounts: ContainerMounts | None, 
     late: list[operations.Operation] = []
     host_dev = False
     for entry in spec.get("mounts") or ():
-        operation = _mount_operation(entry, bundle, cgroup_mounts, linux.get("mountLabel") or "")
+        operation = mount_operation(entry, bundle, cgroup_mounts, linux.get("mountLabel") or "")
         setup.append(operation)
         destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
         if isinstance(operation, operations.BindMount) and destination == "/dev":
@@ -88,17 +88,18 @@ def plan_rootfs(spec: Spec, bundle: str, cgroup_mounts: ContainerMounts | None, 
     return RootfsPlan(setup, finish)
 
 
-def _mount_operation(
+def mount_operation(
     entry: dict[str, Any], bundle: str, cgroup_mounts: ContainerMounts | None, label: str
 ) -> operations.Operation:
     kind = entry.get("type") or "none"
     options = parse_options(entry.get("options") or ())
     destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
-    if options.idmap or entry.get("uidMappings") or entry.get("gidMappings"):
-        raise InvalidSpec(f"mounts: {destination}: id-mapped mounts are not supported by this runtime")
+    mappings = tuple(entry.get("uidMappings") or ()), tuple(entry.get("gidMappings") or ())
     if options.bind or kind == "bind":
         source = os.path.join(bundle, entry.get("source") or "")
-        return operations.BindMount(source, destination, options)
+        return operations.BindMount(source, destination, options, *mappings)
+    if options.idmap or any(mappings):
+        raise InvalidSpec(f"mounts: {destination}: only bind mounts can be id-mapped")
     if kind in ("cgroup", "cgroup2"):
         if cgroup_mounts is None:
             raise RuntimeFailure(f"cannot mount cgroups on {destination}: cgroups are disabled")

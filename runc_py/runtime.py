@@ -44,7 +44,7 @@ class Runtime:
         self.root = root
         self.cgroup_driver = cgroup_driver
 
-    def create(
+    def create(  # noqa: PLR0913 -- one keyword for each of runc's options
         self,
         container_id: str,
         bundle: str,
@@ -56,11 +56,13 @@ class Runtime:
         preserve_fds: int = 0,
         console_size: tuple[int, int] | None = None,
         spec: dict[str, Any] | None = None,
+        notify_socket: str = "",
     ) -> Launched:
         """Make the container and its init, which waits for ``start``.
 
         ``stdio`` None means the caller's own descriptors (ignored with a terminal); ``spec`` replaces the bundle's
-        ``config.json``; ``console_size`` is (rows, columns). Raises ``ContainerExists``, ``InvalidSpec``,
+        ``config.json``; ``console_size`` is (rows, columns); ``notify_socket`` is where the program finds its
+        ``NOTIFY_SOCKET`` (see ``notify``). Raises ``ContainerExists``, ``InvalidSpec``,
         ``ProcessFailure`` when the program is not in the rootfs, ``RuntimeFailure`` for everything else; the container
         is gone again after any of them.
         """
@@ -68,7 +70,7 @@ class Runtime:
         from runc_py.init import CreateOptions
 
         keyring = None if no_new_keyring else f"_ses.{container_id}"
-        options = CreateOptions(stdio, rootfs, no_pivot, keyring, preserve_fds, console_size)
+        options = CreateOptions(stdio, rootfs, no_pivot, keyring, preserve_fds, console_size, notify_socket)
         return create_container(self, container_id, bundle, options, spec)
 
     def start(self, container_id: str) -> None:
@@ -104,6 +106,18 @@ class Runtime:
             ignore_paused=ignore_paused,
             cgroup=cgroup,
         )
+
+    def add_mounts(self, container_id: str, mounts: Sequence[dict[str, Any]]) -> None:
+        """Mount more in a running container; ``mounts`` are objects as in ``config.json``."""
+        from runc_py.live_mounts import add_mounts
+
+        add_mounts(self, container_id, [*mounts])
+
+    def remove_mounts(self, container_id: str, mounts: Sequence[dict[str, Any]]) -> None:
+        """Unmount the destinations of ``mounts`` in a running container."""
+        from runc_py.live_mounts import remove_mounts
+
+        remove_mounts(self, container_id, [*mounts])
 
     def kill(self, container_id: str, signal: int, *, all: bool = False) -> None:
         """Send ``signal`` to init, or with ``all`` to every process of the container."""

@@ -16,7 +16,7 @@ from runc_py.errors import RuntimeFailure
 
 _MARK = "_RUNC_PY_SEALED"
 _F_GET_SEALS, _F_ADD_SEALS, _SEALS = 1034, 1033, 0xF
-_START = "import sys; sys.path[:0] = [{path!r}]; from runc_py.main import main; main()"
+_START = "import sys; sys.argv[0] = {name!r}; sys.path[:0] = [{path!r}]; from runc_py.main import main; main()"
 
 
 def is_sealed() -> bool:
@@ -47,7 +47,7 @@ def ensure_sealed() -> None:
         fd = _sealed_copy()
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # -I -S: no site-packages, no user files, nothing of the caller's environment decides what is imported.
-    arguments = [sys.executable, "-I", "-S", "-c", _START.format(path=package), *sys.argv[1:]]
+    arguments = [sys.executable, "-I", "-S", "-c", _START.format(name=sys.argv[0], path=package), *sys.argv[1:]]
     os.execve(f"/proc/self/fd/{fd}", arguments, os.environ)  # noqa: S606 -- the same program again, no shell
 
 

@@ -128,6 +128,39 @@ def needs_listener(profile: Mapping[str, Any]) -> bool:
     return any(call.get("action") == "SCMP_ACT_NOTIFY" for call in profile.get("syscalls") or ())
 
 
+def listener_of(profile: Mapping[str, Any]) -> str:
+    """The checked ``listenerPath``; "" when there is none. Raises InvalidSpec."""
+    if profile.get("defaultAction") == "SCMP_ACT_NOTIFY":
+        raise InvalidSpec("linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be the default action")
+    path = profile.get("listenerPath") or ""
+    if needs_listener(profile) and not path:
+        raise InvalidSpec("linux.seccomp.listenerPath: must be set for SCMP_ACT_NOTIFY")
+    for index, call in enumerate(profile.get("syscalls") or ()):
+        if call.get("action") == "SCMP_ACT_NOTIFY" and "write" in (call.get("names") or ()):
+            # The runtime writes between installing the filter and giving the agent its descriptor.
+            raise InvalidSpec(f"linux.seccomp.syscalls[{index}]: SCMP_ACT_NOTIFY cannot be used for write")
+    return str(path)
+
+
+def hand_to_agent(path: str, listener: int, metadata: str, pid: int, state: Mapping[str, Any]) -> None:
+    """Give the agent at ``path`` the notification descriptor, as runtime-spec's "container process state" has it."""
+    import socket
+
+    message = {
+        "ociVersion": "0.2.0",  # of the container process state, not of the spec
+        "fds": ["seccompFd"],
+        "pid": pid,
+        "metadata": metadata,
+        "state": dict(state),
+    }
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as agent:
+            agent.connect(path)
+            socket.send_fds(agent, [json.dumps(message).encode()], [listener])
+    except OSError as error:
+        raise RuntimeFailure(f"linux.seccomp.listenerPath: no agent answers on {path}: {error.strerror}") from error
+
+
 def install(program: bytes, flags: int = 0, *, listener: bool = False) -> int | None:
     """Filter the system calls of this process from now on, for good; the listener's descriptor when one was asked for.
 

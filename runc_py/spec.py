@@ -23,6 +23,13 @@ _IPC_SYSCTLS = frozenset(
 
 def load_spec(bundle: str, name: str = "config.json") -> Spec:
     """The checked spec of ``bundle``."""
+    document = read_spec(bundle, name)
+    validate_spec(document)
+    return document
+
+
+def read_spec(bundle: str, name: str = "config.json") -> Spec:
+    """The spec of ``bundle`` as it is written."""
     path = os.path.join(bundle, name)
     try:
         with open(path, "rb") as file:
@@ -33,7 +40,6 @@ def load_spec(bundle: str, name: str = "config.json") -> Spec:
         raise InvalidSpec(f"cannot read {path}: {error}") from error
     if not isinstance(document, dict):
         raise InvalidSpec(f"{path} is not a JSON object")
-    validate_spec(document)
     return document
 
 
@@ -50,9 +56,9 @@ def validate_spec(spec: Spec) -> None:
         validate_process(process)
     linux = _object(spec, "linux")
     kinds = _check_namespaces(linux)
-    _check_mounts(spec)
+    check_mounts(spec)
     _check_mappings(linux, kinds)
-    _check_sysctls(linux, kinds)
+    _check_sysctls(spec, linux, kinds)
     if spec.get("hostname") and "uts" not in kinds:
         raise InvalidSpec("hostname: unable to set hostname without a private UTS namespace")
     if spec.get("domainname") and "uts" not in kinds:
@@ -61,9 +67,18 @@ def validate_spec(spec: Spec) -> None:
         raise InvalidSpec("linux.maskedPaths: unable to restrict paths without a private mount namespace")
     if linux.get("timeOffsets") and "time" not in kinds:
         raise InvalidSpec("linux.timeOffsets: need a time namespace")
-    for unsupported in ("intelRdt", "netDevices", "memoryPolicy"):
-        if linux.get(unsupported):
-            raise InvalidSpec(f"linux.{unsupported}: not supported by this runtime")
+    if "memoryPolicy" in linux:
+        from runc_py.scheduling import memory_policy_of
+
+        memory_policy_of(linux)
+    if linux.get("netDevices"):
+        from runc_py.netdevices import check_net_devices
+
+        check_net_devices(linux["netDevices"], kinds)
+    if linux.get("intelRdt"):
+        from runc_py.resctrl import check_intel_rdt
+
+        check_intel_rdt(linux["intelRdt"])
 
 
 def validate_process(process: Any, where: str = "process") -> None:
@@ -79,9 +94,12 @@ def validate_process(process: Any, where: str = "process") -> None:
     for text in (*arguments, cwd, *(process.get("env") or ())):
         if not isinstance(text, str) or "\0" in text:
             raise InvalidSpec(f"{where}: arguments, environment and cwd must be strings without NUL")
-    for unsupported in ("scheduler", "ioPriority", "execCPUAffinity"):
-        if process.get(unsupported):
-            raise InvalidSpec(f"{where}.{unsupported}: not supported by this runtime")
+    if process.get("scheduler") or process.get("ioPriority") or process.get("execCPUAffinity"):
+        from runc_py import scheduling
+
+        scheduling.scheduler_of(process, where)
+        scheduling.io_priority_of(process, where)
+        scheduling.affinity_of(process, where)
     user = process.get("user") or {}
     numbers = [("uid", user.get("uid", 0)), ("gid", user.get("gid", 0))]
     numbers += [(f"additionalGids[{index}]", gid) for index, gid in enumerate(user.get("additionalGids") or ())]
@@ -127,8 +145,11 @@ def _check_namespaces(linux: Spec) -> frozenset[str]:
     return frozenset(kinds)
 
 
-def _check_mounts(spec: Spec) -> None:
+def check_mounts(spec: Spec) -> None:
+    """Raise InvalidSpec for ``mounts`` that name no place."""
     for index, entry in enumerate(spec.get("mounts") or ()):
+        if not isinstance(entry, dict):
+            raise InvalidSpec(f"mounts[{index}]: must be an object")
         destination = entry.get("destination")
         if not isinstance(destination, str) or not destination or "\0" in destination:
             raise InvalidSpec(f"mounts[{index}].destination: must be a path")
@@ -148,13 +169,10 @@ def _check_mappings(linux: Spec, kinds: frozenset[str]) -> None:
                 number = entry.get(key, 0)
                 if not isinstance(number, int) or not 0 <= number <= 0xFFFFFFFF:
                     raise InvalidSpec(f"linux.{name}[{index}].{key}: {number!r} is not a 32-bit number")
-    for entry in linux.get("namespaces") or ():
-        if entry["type"] == "user" and not entry.get("path") and not linux.get("uidMappings"):
-            raise InvalidSpec("linux.uidMappings: a new user namespace needs mappings")
 
 
-def _check_sysctls(linux: Spec, kinds: frozenset[str]) -> None:
-    for name in linux.get("sysctl") or {}:
+def _check_sysctls(spec: Spec, linux: Spec, kinds: frozenset[str]) -> None:
+    for name, value in (linux.get("sysctl") or {}).items():
         key = name.replace("/", ".")
         if ".." in name.split("/") or name.startswith("/") or not all(key.split(".")):
             raise InvalidSpec(f'linux.sysctl["{name}"]: not a sysctl name')
@@ -168,3 +186,6 @@ def _check_sysctls(linux: Spec, kinds: frozenset[str]) -> None:
             raise InvalidSpec(f'linux.sysctl["{name}"]: is not in a separate kernel namespace')
         if needed not in kinds:
             raise InvalidSpec(f'linux.sysctl["{name}"]: needs a private {needed} namespace')
+        field = key.rpartition(".")[2]
+        if needed == "uts" and spec.get(field) and spec[field] != value:
+            raise InvalidSpec(f'linux.sysctl["{name}"]: conflicts with the field "{field}": set one of them')

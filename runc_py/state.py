@@ -36,7 +36,10 @@ ALLOWED = {
 class ContainerState:
     """A container's record. ``spec`` is the checked spec without its seccomp profile, which is kept compiled."""
 
-    __slots__ = ("bundle", "cgroup", "created", "directory", "id", "owner", "pid", "rootfs", "seccomp", "spec", "ticks")
+    __slots__ = (
+        *("bundle", "cgroup", "created", "directory", "id", "owner", "pid", "resctrl", "rootfs", "seccomp", "spec"),
+        "ticks",
+    )
 
     def __init__(self, directory: str, record: dict[str, Any]) -> None:
         self.directory = directory
@@ -48,6 +51,7 @@ class ContainerState:
         self.rootfs: str = record["rootfs"]
         self.cgroup: dict[str, Any] = record["cgroup"]
         self.owner: int = record["owner"]
+        self.resctrl: list[Any] | None = record.get("resctrl")
         self.seccomp: dict[str, Any] | None = record["seccomp"]
         self.spec: dict[str, Any] = record["spec"]
 
@@ -62,6 +66,7 @@ class ContainerState:
             "rootfs": self.rootfs,
             "cgroup": self.cgroup,
             "owner": self.owner,
+            "resctrl": self.resctrl,
             "seccomp": self.seccomp,
             "spec": self.spec,
         }
@@ -138,6 +143,11 @@ def process_status(pid: int) -> tuple[str, int] | None:
     return fields[0].decode(), int(fields[19])
 
 
+def checked_id(container_id: str) -> str:
+    """``container_id`` if it may become a directory name. Raises InvalidSpec."""
+    return specs.container_id(container_id)
+
+
 def reserve(root: str, container_id: str) -> str:
     """Make the directory of a new container; it is what makes an id taken."""
     directory = os.path.join(os.path.abspath(root), specs.container_id(container_id))
@@ -172,8 +182,12 @@ def load(root: str, container_id: str) -> ContainerState:
 def forget(directory: str) -> None:
     """Remove a container's directory; a missing one is fine."""
     try:
-        for name in os.listdir(directory):
-            os.unlink(f"{directory}/{name}")
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    forget(entry.path)
+                else:
+                    os.unlink(entry.path)
         os.rmdir(directory)
     except FileNotFoundError:
         return

@@ -93,9 +93,12 @@ _CAPABILITY_VERSION_3 = 0x20080522
 
 # Calls since Linux 5.1 have one number on every architecture; the two older ones that glibc does not wrap differ.
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
-_CLONE3, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 435, 436, 437, 442
+_CLONE3, _CLOSE_RANGE, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 435, 436, 437, 438, 442
 _PIVOT_ROOT_BY_MACHINE = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "ppc64le": 203, "s390x": 217, "armv7l": 218}
 _KEYCTL_BY_MACHINE = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280, "armv7l": 311}
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "ppc64le": 355, "s390x": 345, "armv7l": 380}
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282, "armv7l": 314}
+_SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 269, "armv7l": 321}
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _long, _int, _uint, _ulong = ctypes.c_long, ctypes.c_int, ctypes.c_uint, ctypes.c_ulong
@@ -131,6 +134,10 @@ _mount_setattr = _function("syscall", _long, _int, _text, _uint, _pointer, _size
 _openat2 = _function("syscall", _long, _int, _text, _pointer, _size, restype=_long)
 _clone3 = _function("syscall", _long, _pointer, _size, restype=_long)
 _close_range = _function("syscall", _long, _uint, _uint, _uint, restype=_long)
+_pidfd_getfd = _function("syscall", _long, _int, _int, _uint, restype=_long)
+_sched_setattr = _function("syscall", _long, _int, _pointer, _uint, restype=_long)
+_ioprio_set = _function("syscall", _long, _int, _int, _int, restype=_long)
+_set_mempolicy = _function("syscall", _long, _int, _pointer, _ulong, restype=_long)
 
 
 class _CloneArgs(ctypes.Structure):
@@ -149,6 +156,23 @@ class _MountAttr(ctypes.Structure):
 
 class _OpenHow(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
+
+
+class _SchedAttr(ctypes.Structure):
+    """``struct sched_attr`` in its second version, with the utilization clamps."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+        ("util_min", ctypes.c_uint32),
+        ("util_max", ctypes.c_uint32),
+    )
 
 
 class _CapHeader(ctypes.Structure):
@@ -323,6 +347,45 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
     data = (ctypes.c_uint32 * 6)(*words)
     if _capset(ctypes.byref(header), ctypes.byref(data)) < 0:
         raise _failed("capset")
+
+
+def sched_setattr(policy: int, flags: int, nice: int, priority: int, times: tuple[int, int, int]) -> None:
+    """Scheduling of this process; ``times`` are runtime, deadline and period in nanoseconds (sched_setattr(2))."""
+    attributes = _SchedAttr(policy=policy, flags=flags, nice=nice, priority=priority)
+    attributes.runtime, attributes.deadline, attributes.period = times
+    attributes.size = ctypes.sizeof(attributes)
+    if _sched_setattr(_number(_SCHED_SETATTR, "sched_setattr"), 0, ctypes.byref(attributes), 0) < 0:
+        raise _failed("sched_setattr")
+
+
+def ioprio_set(which: int, who: int, priority: int) -> None:
+    """ioprio_set(2)."""
+    if _ioprio_set(_number(_IOPRIO_SET, "ioprio_set"), which, who, priority) < 0:
+        raise _failed("ioprio_set")
+
+
+def set_mempolicy(mode: int, nodes: int) -> None:
+    """NUMA policy of this process and what it executes; ``nodes`` is a bit mask (set_mempolicy(2))."""
+    words = max(1, (nodes.bit_length() + 63) // 64)
+    mask = ctypes.create_string_buffer(nodes.to_bytes(words * 8, "little"), words * 8) if nodes else None
+    # The kernel takes one bit less than it is told (get_nodes in mm/mempolicy.c).
+    if _set_mempolicy(_number(_SET_MEMPOLICY, "set_mempolicy"), mode, mask, words * 64 + 1 if nodes else 0) < 0:
+        raise _failed("set_mempolicy")
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A copy of descriptor ``number`` of another process (Linux 5.6)."""
+    result = _pidfd_getfd(_PIDFD_GETFD, pidfd, number, 0)
+    if result < 0:
+        raise _failed("pidfd_getfd")
+    return int(result)
+
+
+def _number(by_machine: dict[str, int], name: str) -> int:
+    number = by_machine.get(os.uname().machine)
+    if number is None:
+        raise OSError(38, f"the number of this system call on {os.uname().machine} is not known", name)
+    return number
 
 
 def filesystem_type(fd: int) -> int:
