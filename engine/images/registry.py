@@ -129,7 +129,8 @@ class Registry:
         self, url: str, credentials: Credentials, scope: str, accept: str
     ) -> tuple[bytes, dict[str, str]]:
         try:
-            async with aiohttp.ClientSession(timeout=TIMEOUT, trust_env=True) as session:
+            connector = aiohttp.TCPConnector(ssl=self._registries.trust(urlsplit(url).netloc).context())
+            async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector, trust_env=True) as session:
                 status, raw, headers = await self._once(session, url, {"Accept": accept})
                 if status == 401:
                     authorization = await self._authorize(

@@ -26,6 +26,7 @@ from engine.images.unpack import Unpacker
 from oci.errors import GantryError, NotFound, PermissionDenied, Unauthenticated
 from oci.image import Descriptor, Platform
 from oci.reference import Reference
+from oci.trust import Trust, trust_of
 from protos.containerd import transfer_pb2, transfer_types_pb2, types_pb2
 
 TYPES = transfer_types_pb2
@@ -44,10 +45,15 @@ class Registries:
         name = host if host.startswith("[") else host.partition(":")[0]
         return host in self._insecure or name == "localhost" or name.startswith(LOCAL[1:])
 
+    def trust(self, host: str) -> Trust:
+        """Whom to believe at ``host``: its ``certs.d``, or anybody where an administrator said so."""
+        found = trust_of(host)
+        return found._replace(skip_verify=self.plain(host) and not found.ca)
+
     def source(self, reference: Reference, auth_stream: str) -> TYPES.OCIRegistry:
         """The registry's side of a transfer."""
-        scheme = "http" if reference.host in self._insecure else ""
-        resolver = TYPES.RegistryResolver(auth_stream=auth_stream, default_scheme=scheme)
+        # No default scheme: containerd-py knows the insecure registries and tries HTTPS before HTTP there.
+        resolver = TYPES.RegistryResolver(auth_stream=auth_stream)
         return TYPES.OCIRegistry(reference=str(reference), resolver=resolver)
 
 
@@ -306,7 +312,7 @@ async def _until(progress: Stream, task: asyncio.Task[None]) -> AsyncIterator[TY
 
 def pull_error(error: GantryError, reference: Reference, credentials: Credentials) -> GantryError:
     """``error`` of a pull in Docker's words where Docker has words for it."""
-    if isinstance(error, NotFound):
+    if isinstance(error, NotFound) and "no matching manifest" not in error.message:
         return NotFound(f"manifest for {reference.familiar} not found: manifest unknown: manifest unknown")
     if isinstance(error, (PermissionDenied, Unauthenticated)):
         if not credentials.empty:
