@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import urllib.request
@@ -11,11 +13,16 @@ from pathlib import Path
 
 from tests.support.host import PrivateHost, wait_for
 
+HTPASSWD = "ali:$2y$05$laSQ3Ydd7YdLd54xl2P73e4Uo.zogVd4AHNeSMvhteMXlxgeVbryK\n"
+"""User ``ali`` with the password ``sesame``; the registry takes bcrypt only."""
 
-def configuration(base: Path, port: int, *, tls: tuple[Path, Path] | None = None, htpasswd: Path | None = None) -> str:
+
+def configuration(
+    storage: Path, address: str, *, tls: tuple[Path, Path] | None = None, htpasswd: Path | None = None
+) -> str:
     """The registry's YAML."""
-    lines = ["version: 0.1", "log:", "  level: warn", "storage:", "  filesystem:", f"    rootdirectory: {base}/storage"]
-    lines += ["  delete:", "    enabled: true", "http:", f"  addr: 127.0.0.1:{port}"]
+    lines = ["version: 0.1", "log:", "  level: warn", "storage:", "  filesystem:", f"    rootdirectory: {storage}"]
+    lines += ["  delete:", "    enabled: true", "http:", f"  addr: {address}"]
     if tls is not None:
         lines += ["  tls:", f"    certificate: {tls[0]}", f"    key: {tls[1]}"]
     if htpasswd is not None:
@@ -37,12 +44,18 @@ def running_registry(
     host: PrivateHost | None = None,
     tls: tuple[Path, Path] | None = None,
     htpasswd: Path | None = None,
+    address: str = "",
+    storage: Path | None = None,
 ) -> Iterator[str]:
-    """A registry for one block; gives its ``host:port``. With ``host`` it runs inside of that."""
-    port = free_port() if host is None else 5000
+    """A registry for one block; gives its ``host:port``. With ``host`` it runs inside of that.
+
+    ``address`` is where it listens (a loopback port by default); two may share one ``storage``.
+    """
+    address = address or f"127.0.0.1:{free_port() if host is None else 5000}"
+    port = int(address.rpartition(":")[2])
     base.mkdir(parents=True, exist_ok=True)
     config = base / "config.yml"
-    config.write_text(configuration(base, port, tls=tls, htpasswd=htpasswd))
+    config.write_text(configuration(storage or base / "storage", address, tls=tls, htpasswd=htpasswd))
     command = ["docker-registry", "serve", str(config)]
     with (base / "registry.log").open("wb") as log:
         if host is not None:
@@ -53,10 +66,15 @@ def running_registry(
                 wait_for(lambda: listening(port), "the registry")
             else:
                 wait_for(lambda: f":{port} " in host.check("ss", "-ltn"), "the registry")
-            yield f"127.0.0.1:{port}"
+            yield address
         finally:
-            process.terminate()
-            process.wait()
+            if host is not None:  # what we started is nsenter: its child would live on
+                for pid in host.pids_of("docker-registry", str(config)):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
+            else:
+                process.terminate()
+            process.wait(20)
 
 
 def listening(port: int) -> bool:

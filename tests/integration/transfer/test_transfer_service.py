@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import crypt  # Debian's registry takes bcrypt only; gone with Python 3.13
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from containerd_py.services.transfer import TransferService
 from protos.containerd import streaming_pb2, streaming_pb2_grpc, transfer_pb2, transfer_pb2_grpc
 from protos.containerd import transfer_types_pb2 as types
 from tests.integration.transfer.test_pull_push_archives import Daemon, image_archive
-from tests.support.registry import running_registry
+from tests.support.registry import HTPASSWD, running_registry
 
 METADATA = (("containerd-namespace", "test"),)
 _EOF: Any = vars(grpc.aio)["EOF"]
@@ -25,8 +24,7 @@ _EOF: Any = vars(grpc.aio)["EOF"]
 @pytest.fixture(scope="module")
 def private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     base = tmp_path_factory.mktemp("registry")
-    secret = crypt.crypt("sesame", "$2b$05$abcdefghijklmnopqrstuu")
-    (base / "htpasswd").write_text(f"ali:{secret}\n")
+    (base / "htpasswd").write_text(HTPASSWD)
     with running_registry(base, htpasswd=base / "htpasswd") as address:
         yield address
 
