@@ -128,7 +128,7 @@ class Supervisor:
     def named(self, name: str) -> list[int]:
         """Outer pids of the processes inside that call themselves ``name`` (forks share their command line)."""
         found = (pid for pid in self.host.processes())
-        return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+        return [pid for pid in found if comm(pid) == name]
 
     def shutdown(self, *flags: str) -> subprocess.CompletedProcess[str]:
         done = self.host.run(*self.command("shutdown", *flags))
@@ -216,6 +216,14 @@ def answers(version: version_pb2_grpc.VersionStub, empty: Any) -> bool:
     except grpc.RpcError:
         return False
     return True
+
+
+def comm(pid: int) -> str:
+    """What the process calls itself; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def kill_and_wait(pid: int) -> None:
