@@ -9,7 +9,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 
+from oci.errors import ResourceExhausted
+from oci.reserve import Reserve
+
 SCHEMA_VERSION = 1
+FREE_SPACE = "no space left on device: free some, or move the data root"
 
 
 class Store:
@@ -25,10 +29,21 @@ class Store:
             " (kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"
         )
         self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._reserve = None if path == ":memory:" else Reserve(f"{path}.reserve")
+
+    def _write(self, sql: str, parameters: tuple[object, ...]) -> None:
+        if self._reserve is not None:
+            self._reserve.guard()
+        try:
+            self._db.execute(sql, parameters)
+        except sqlite3.OperationalError as error:
+            if "full" in str(error):
+                raise ResourceExhausted(f"cannot write to the engine's database: {error}", hint=FREE_SPACE) from error
+            raise
 
     def put(self, kind: str, key: str, body: bytes) -> None:
         """Write one document. Idempotent."""
-        self._db.execute("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, key, body))
+        self._write("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, key, body))
 
     def get(self, kind: str, key: str) -> bytes | None:
         """One document, or None."""
@@ -37,7 +52,7 @@ class Store:
 
     def delete(self, kind: str, key: str) -> None:
         """Remove one document. Idempotent."""
-        self._db.execute("DELETE FROM document WHERE kind=? AND id=?", (kind, key))
+        self._write("DELETE FROM document WHERE kind=? AND id=?", (kind, key))
 
     def all(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Every (id, document) of ``kind``, ordered by id."""

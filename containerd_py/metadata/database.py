@@ -43,6 +43,7 @@ import msgspec
 from containerd_py.interfaces import Scope
 from containerd_py.metadata.schema import MIGRATIONS
 from oci import errors
+from oci.reserve import Reserve
 
 Parameters = Sequence[str | int | bytes | None]
 Row = tuple[Any, ...]
@@ -113,6 +114,7 @@ class Transaction:
     def __enter__(self) -> Self:
         self._database.lock.acquire()
         if self._depth == 0:
+            self._database.reserve.guard()
             try:
                 self._connection.execute("BEGIN IMMEDIATE")
             except BaseException:
@@ -158,6 +160,7 @@ class Database:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.reserve = Reserve(f"{path}.reserve")
         self.lock = threading.RLock()
         self.known_namespaces: set[str] = set()
         self.generation = 0

@@ -130,8 +130,8 @@ def test_full_disk(make_engine: Callable[..., Engine], busybox_tar: bytes) -> No
             assert "big" not in small.docker("images").stdout
             assert small.docker("run", "--rm", "busybox", "echo", "still here").stdout == "still here\n"
             filled = small.docker("run", "--rm", "busybox", "dd", "if=/dev/zero", "of=/fill", "bs=1M", check=False)
+            # What it said about it was lost: there was no room for its log either. Its status was not.
             assert filled.returncode == 1
-            assert "No space left on device" in filled.stderr
             assert small.docker("run", "--rm", "busybox", "echo", "still here").stdout == "still here\n"
         finally:
             small.down()
