@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 START_SECONDS = 20.0
 ANSWER_SECONDS = 20.0
+STOP_SECONDS = 5.0
 POLL = 0.005
 RESTART_PAUSE = 0.05
 
@@ -85,17 +86,17 @@ class NameServer:
     async def stop(self) -> None:
         """End the server and remove everything of it."""
         self._closed = True
-        for task in tuple(self._tasks):
-            task.cancel()
+        # One that is being started is waited for: it could not be told to end before it listens.
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         async with self._lock:
-            with contextlib.suppress(OSError, Unavailable):
+            with contextlib.suppress(OSError, Unavailable, TimeoutError):
                 connection = self._connection or await _Connection.open(self.directory, self._lost)
                 await connection.ask({"op": "shutdown"})
                 await connection.gone()
             self._connection = None
         if self._child is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                await asyncio.to_thread(self._child.wait, 5)
+            await asyncio.to_thread(_wait_or_kill, self._child)
+            self._child = None
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.directory):
                 os.unlink(f"{self.directory}/{name}")
@@ -206,6 +207,14 @@ def _spawn(command: list[str], log_path: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True, cwd="/"
         )
+
+
+def _wait_or_kill(child: subprocess.Popen[bytes]) -> None:
+    try:
+        child.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 class _Connection:

@@ -26,11 +26,14 @@ def main(directory: str) -> int:
     os.umask(0o077)
     loop = Loop()
     control = Control(loop, Server(loop), directory)
-    signal.signal(signal.SIGTERM, lambda number, frame: loop.stop())
+    # An exception gets out of the wait for events, which a flag would not.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     control.sync()
     control.listen()
-    loop.run()
-    os.unlink(socket_path(directory))
+    try:
+        loop.run()
+    finally:
+        os.unlink(socket_path(directory))
     return 0
 
 

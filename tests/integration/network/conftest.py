@@ -158,7 +158,10 @@ class PrivateHost:
 
     def serve(self, place: str | int | None, port: int, address: str = "") -> Callable[[], None]:
         """A TCP server that tells each client the address it sees it at; returns how to stop it."""
-        listener = self.within(place, lambda: socket.create_server((address, port)))
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = self.within(
+            place, lambda: socket.create_server((address, port), family=family, dualstack_ipv6=address == "::")
+        )
 
         def loop() -> None:
             while True:

@@ -292,6 +292,16 @@ def test_names_follow_connect_disconnect_and_the_end(on_private_host: Run) -> No
     on_private_host(scenario)
 
 
+def test_a_signal_ends_the_server(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        await blue_pair(host)
+        connection = await host.service.nameserver._ensure()
+        os.kill((await connection.ask({"op": "ping"}))["pid"], signal.SIGTERM)
+        await asyncio.wait_for(connection.gone(), 3)
+
+    on_private_host(scenario)
+
+
 def test_hostile_bytes_change_nothing(on_private_host: Run) -> None:
     async def scenario(host: Any) -> None:
         await blue_pair(host)
