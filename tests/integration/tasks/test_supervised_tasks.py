@@ -263,7 +263,7 @@ def test_containerds_own_shim(daemon: Supervisor) -> None:
     daemon.host.check("mount", "-t", "tmpfs", "tmpfs", "/run/containerd")
     runtime = "io.containerd.runc.v2"
     events = daemon.subscribe("topic~=^/tasks/")
-    daemon.create("foreign", "sh", "-c", "sleep 2; exit 7", runtime=runtime)
+    daemon.create("foreign", "sh", "-c", "sleep 6; exit 7", runtime=runtime)
     daemon.start_task("foreign")
     assert [next(events).topic for _ in range(2)] == ["/tasks/create", "/tasks/start"]
     daemon.kill()
