@@ -182,7 +182,6 @@ class _Creation:
             state=self.state.oci_state("creating"),
             prepared=self.prepared.fds,
             tuning=tuning_of(self.spec),
-            waits=self._child_waits(),
         )
         try:
             self._clone(task)
@@ -191,10 +190,6 @@ class _Creation:
         self._place()
         self._converse()
         return Launched(self.pid, self.pidfd, self.console)
-
-    def _child_waits(self) -> bool:
-        """Whether the child must not go on before the parent has done its part by pid."""
-        return self.userns or self.group is not None or bool(self.linux.get("netDevices"))
 
     def _make_rdt_group(self) -> None:
         if wanted := self.linux.get("intelRdt"):
@@ -261,8 +256,7 @@ class _Creation:
             from runc_py import netdevices
 
             netdevices.move_devices(devices, self.pid)
-        if self._child_waits():
-            self._send(Kind.GO)
+        self._send(Kind.GO)
 
     def _converse(self) -> None:
         while True:

@@ -55,7 +55,6 @@ class InitTask(NamedTuple):
     state: dict[str, Any]
     prepared: Sequence[int] = ()
     tuning: Sequence[child.Tuning] = ()
-    waits: bool = False
 
     @property
     def process(self) -> dict[str, Any]:
@@ -174,8 +173,9 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
 
 def _enter_namespaces(task: InitTask) -> None:
     new = task.namespaces.new
-    if task.waits:
-        _wait_for_parent(task)  # what the parent does by pid is done: id maps, cgroup, network devices
+    # The parent has recorded this process and done what it does by pid: id maps, cgroup, network devices. Until it has,
+    # its death ends this process, so that no init is left that no record knows.
+    _wait_for_parent(task)
     if task.userns:
         child.become_root_of_namespace()
     elif task.cgroup is not None:
