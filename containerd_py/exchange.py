@@ -16,7 +16,7 @@ from hashlib import blake2b
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
 
-from containerd_py import filters as filter_language
+import containerd_py.filters as filter_language
 from oci import errors
 from protos.containerd import event_types_pb2, types_pb2
 
