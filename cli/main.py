@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "kill": ("containers", "Send a signal to running containers"),
     "rm": ("containers", "Remove containers"),
     "inspect": ("containers", "Show everything about containers or images, as JSON"),
+    "build": ("build", "Build an image from a Dockerfile"),
     "images": ("images", "List images"),
     "pull": ("images", "Download an image from a registry"),
     "push": ("images", "Upload an image to a registry"),

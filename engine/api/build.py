@@ -31,7 +31,7 @@ from oci import reference as references
 from oci.errors import InvalidArgument, Unimplemented
 
 CLASSIC = ("", "1")
-QUEUE_PIECES = 16
+SECRETS_HEADER = "x-gantry-build-secrets"
 
 
 def routes(builds: BuildService) -> list[Route]:
@@ -53,7 +53,7 @@ class BuildApi:
     async def build(self, request: Request) -> Answer:
         """``POST /build``."""
         context, options = await self._received(request, options_of(request))
-        messages = self._builds.build(context, options)
+        messages = self._builds.build(context, options, steps=request.text("progress") == "steps")
         if request.flag("q"):
             return await progress(_quiet(messages))
         return await progress(messages)
@@ -83,7 +83,7 @@ class BuildApi:
         if unknown:
             raise InvalidArgument(f"invalid filter '{sorted(unknown)[0]}'")
         until = min((parse_time(text, "until") for text in filters.get("until", ())), default=None)
-        ids = frozenset(filters["id"]) if "id" in filters else None
+        ids = tuple(filters["id"]) if "id" in filters else None
         deleted, freed = await self._builds.prune(until=until, every=request.flag("all"), ids=ids)
         return json_response({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
 
@@ -143,6 +143,7 @@ def options_of(request: Request) -> BuildOptions:
         network=_network(request.text("networkmode")),
         host=_host(request),
         credentials=_credentials(request.headers.get("x-registry-config", "")),
+        secrets=_secrets(request.headers.get(SECRETS_HEADER, "")),
     )
 
 
@@ -188,6 +189,17 @@ def _credentials(header: str) -> dict[str, credentials.Credentials]:
         return {_host_of(name): credentials.from_json(bytes(value)) for name, value in found.items()}
     except (ValueError, msgspec.DecodeError):
         raise InvalidArgument("invalid X-Registry-Config header: not base64url JSON") from None
+
+
+def _secrets(header: str) -> dict[str, bytes]:
+    """Our own header: secrets by id, each base64 again."""
+    if not header:
+        return {}
+    try:
+        return {name: base64.b64decode(value) for name, value in msgspec.json.decode(
+            base64.b64decode(header), type=dict[str, str]).items()}  # fmt: skip
+    except (ValueError, msgspec.DecodeError):
+        raise InvalidArgument(f"invalid {SECRETS_HEADER} header: not base64 JSON") from None
 
 
 def _host_of(server: str) -> str:

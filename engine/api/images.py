@@ -66,7 +66,9 @@ async def progress(messages: AsyncIterator[Json]) -> Response:
             async for message in messages:
                 yield _line(message)
         except GantryError as error:
-            yield _line({"errorDetail": {"message": str(error)}, "error": str(error)})
+            status = getattr(error, "exit_status", 0)
+            detail = {"code": status, "message": str(error)} if status else {"message": str(error)}
+            yield _line({"errorDetail": detail, "error": str(error)})
         finally:
             close = getattr(messages, "aclose", None)
             if close is not None:

@@ -98,7 +98,7 @@ class BuildCache:
         """All entries, oldest use first."""
         return sorted(self._entries.values(), key=lambda entry: entry.used_at)
 
-    async def prune(self, *, used_before: int | None = None, ids: frozenset[str] | None = None) -> list[Entry]:
+    async def prune(self, *, used_before: int | None = None, ids: tuple[str, ...] | None = None) -> list[Entry]:
         """Remove entries (all, those last used before, those named); those removed.
 
         Layers that an image or another entry needs stay; the rest goes with containerd's next collection.
@@ -106,7 +106,7 @@ class BuildCache:
         gone = [
             entry
             for entry in self.entries()
-            if (used_before is None or entry.used_at < used_before) and (ids is None or entry.key in ids)
+            if (used_before is None or entry.used_at < used_before) and (ids is None or entry.key.startswith(ids))
         ]
         for entry in gone:
             self._forget(entry.key)

@@ -11,14 +11,15 @@ import hashlib
 import io
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from engine.build.dockerfile.ignore import IgnoreRules
 from engine.build.trees import Node
 from oci import tar
 from oci.errors import DataLoss, InvalidArgument
+from oci.ignorefile import IgnoreRules
 
 Read = Callable[[int], bytes]
 
@@ -28,6 +29,7 @@ KINDS = {
 }  # fmt: skip
 PIECE = 1 << 20
 IGNORE_FILE = ".dockerignore"
+_FROM_ELSEWHERE = re.compile(r"\.dockerfile\.[0-9a-f]{20}")
 ROOT = Node(stat.S_IFDIR | 0o755)
 
 
@@ -162,25 +164,31 @@ class Context:
             self._children.setdefault(path, set())
 
     def ignore(self, dockerfile: str) -> None:
-        """Apply ``<Dockerfile>.dockerignore``, else ``.dockerignore``: what they name leaves the context."""
+        """Apply ``<Dockerfile>.dockerignore``, else ``.dockerignore``: what they name leaves the context.
+
+        A Dockerfile that a client put in from elsewhere, under a random name, leaves it too.
+        """
+        if _FROM_ELSEWHERE.fullmatch(dockerfile):
+            self._remove(dockerfile)
         for name in (f"{dockerfile}{IGNORE_FILE}", IGNORE_FILE):
             node = self._nodes.get(name)
             if node is not None and node.is_file:
                 with self.open(name) as file:
                     rules = IgnoreRules(file.read().decode(errors="replace").splitlines())
-                self._drop(rules, keep={dockerfile, name})
+                self._drop(rules)
                 return
 
-    def _drop(self, rules: IgnoreRules, keep: set[str]) -> None:
-        if not rules:
-            return
-        for path in sorted(self._nodes, key=lambda p: p.count("/"), reverse=True):
-            if not path or path in keep or self._children.get(path) or not rules.ignored(path):
-                continue
-            parent, _, name = path.rpartition("/")
-            self._children[parent].discard(name)
-            for table in (self._nodes, self._children, self._places, self._xattrs):
-                table.pop(path, None)
+    def _drop(self, rules: IgnoreRules) -> None:
+        """Deepest first, so that a directory is empty by the time it is looked at; one that holds what stays, stays."""
+        for path in sorted(self._nodes, key=lambda p: p.count("/"), reverse=True) if rules else ():
+            if path and not self._children.get(path) and rules.ignored(path):
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        parent, _, name = path.rpartition("/")
+        self._children[parent].discard(name)
+        for table in (self._nodes, self._children, self._places, self._xattrs):
+            table.pop(path, None)
 
     def node(self, path: str) -> Node | None:
         """What is at ``path``."""

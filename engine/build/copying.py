@@ -12,10 +12,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from engine.build.dockerfile.ignore import IgnoreRules
 from engine.build.modes import ModeChange
 from engine.build.trees import Node, Tree, clean, has_wildcard, matches, resolve, walk
 from oci.errors import InvalidArgument, NotFound
+from oci.ignorefile import IgnoreRules
 
 DIRECTORY_MODE = 0o755
 INLINE_MODE = 0o644
@@ -87,8 +87,7 @@ def _found(tree: Tree, pattern: str) -> list[str]:
         if has_wildcard(pattern):
             raise NotFound(f"no source files were specified: {pattern!r} matches nothing")
         raise NotFound(
-            f"file not found in build context or excluded by .dockerignore: stat {cleaned}: file does not exist",
-            hint="paths are relative to the context's root",
+            f"file not found in build context or excluded by .dockerignore: stat {cleaned}: file does not exist"
         )
     return paths
 

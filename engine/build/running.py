@@ -37,11 +37,11 @@ HOSTNAME = "buildkitsandbox"
 
 
 class StepFailed(GantryError):
-    """A command ended with another status than 0."""
+    """A command ended with another status than 0; clients exit with ``exit_status``."""
 
-    def __init__(self, shown: str, status: int, why: str = "") -> None:
-        super().__init__(f"The command '{shown}' returned a non-zero code: {status}" + (f": {why}" if why else ""))
-        self.status = status
+    def __init__(self, shown: str, status: int) -> None:
+        super().__init__(f"The command '{shown}' returned a non-zero code: {status}")
+        self.exit_status = status
 
 
 class Command(NamedTuple):

@@ -19,14 +19,14 @@ import structlog
 
 from engine.build.cache import BuildCache, Entry
 from engine.build.context import Context
-from engine.build.dockerfile.errors import DockerfileError
+from engine.build.dockerfile.errors import DockerfileError, excerpt
 from engine.build.dockerfile.parser import parse
 from engine.build.options import BuildOptions
 from engine.build.plan import PROXY_ARGS, Plan, plan, platform_args
-from engine.build.progress import Json, Progress
+from engine.build.progress import STEP, Json, Progress
 from engine.build.runmounting import CacheDirectories
 from engine.build.running import Runner
-from engine.build.solver import Built, Parts, Solver, configuration
+from engine.build.solver import Built, Parts, Solver, configuration, failed_lines
 from engine.build.sources import BaseImages
 from engine.build.workshop import Workshop
 from engine.containers.service import ContainerService
@@ -35,7 +35,6 @@ from engine.images.service import ImageService
 from engine.store import Store
 from oci.errors import GantryError, InvalidArgument
 from oci.hostpaths import HostPaths
-from oci.image import Platform
 
 log = structlog.get_logger()
 
@@ -74,12 +73,15 @@ class BuildService:
         os.makedirs(self._spool_directory, mode=0o700, exist_ok=True)
         return f"{self._spool_directory}/{secrets.token_hex(12)}"
 
-    async def build(self, context: Context, options: BuildOptions) -> AsyncGenerator[Json, None]:
+    async def build(
+        self, context: Context, options: BuildOptions, *, steps: bool = False
+    ) -> AsyncGenerator[Json, None]:
         """Messages of one build, the image's id last as ``aux``. Closes ``context``.
 
-        Raises ``DockerfileError`` and the errors of steps; leaving the iteration cancels the build.
+        ``steps`` asks for step events in place of the classic builder's text. Raises ``DockerfileError`` and the errors
+        of steps; leaving the iteration cancels the build.
         """
-        progress = Progress()
+        progress = Progress(steps=steps)
         task = asyncio.create_task(self._build(context, options, progress))
         task.add_done_callback(lambda _: progress.close())
         try:
@@ -92,6 +94,8 @@ class BuildService:
                 await task
             context.close()
         yield {"aux": {"ID": decoded.id}}
+        if steps:
+            return
         yield {"stream": f"Successfully built {short_id(decoded.id)}\n"}
         for tag in options.tags:
             yield {"stream": f"Successfully tagged {tag.familiar}\n"}
@@ -101,23 +105,28 @@ class BuildService:
         name = options.dockerfile
         source = await asyncio.to_thread(dockerfile_of, context, name)
         await asyncio.to_thread(context.ignore, name)
-        wanted = options.platform or self._images.catalog.wanted
         try:
-            planned = plan(
-                parse(source),
-                build_args=options.build_args,
-                automatic=platform_args(self._images.catalog.wanted, wanted),
-                target=options.target,
-            )
-            _warn(planned, options, progress)
-            return await self._solved(planned, context, options, progress, wanted)
-        except DockerfileError as error:
-            progress.say({"stream": error.shown(source.decode(errors="replace"), name) + "\n"})
+            return await self._planned(source, context, options, progress)
+        except GantryError as error:
+            lines = failed_lines(error)
+            if lines is not None:
+                shown = excerpt(source.decode(errors="replace"), name, lines)
+                if isinstance(error, DockerfileError):
+                    error.excerpt = shown
+                elif progress.steps:
+                    progress.say({"id": STEP, "aux": {"excerpt": shown}})
             raise
 
-    async def _solved(
-        self, planned: Plan, context: Context, options: BuildOptions, progress: Progress, wanted: Platform
-    ) -> Decoded:
+    async def _planned(self, source: bytes, context: Context, options: BuildOptions, progress: Progress) -> Decoded:
+        """Plan, solve, export."""
+        wanted = options.platform or self._images.catalog.wanted
+        planned = plan(
+            parse(source),
+            build_args=options.build_args,
+            automatic=platform_args(self._images.catalog.wanted, wanted),
+            target=options.target,
+        )
+        _warn(planned, options, progress)
         bases = BaseImages(self._images, options)
         run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
         parts = Parts(self.cache, self._workshop, self._runner, bases, self.caches, run_directory)
@@ -143,7 +152,7 @@ class BuildService:
             images.tell(await images.catalog.find(decoded.id), "tag", tag.familiar)
         return decoded
 
-    async def prune(self, *, until: int | None, every: bool, ids: frozenset[str] | None) -> tuple[list[str], int]:
+    async def prune(self, *, until: int | None, every: bool, ids: tuple[str, ...] | None) -> tuple[list[str], int]:
         """Remove cache entries; (their ids, bytes given back)."""
         gone = await self.cache.prune(used_before=until, ids=ids)
         freed = sum(entry.blob.size for entry in gone if entry.blob is not None)

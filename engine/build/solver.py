@@ -7,7 +7,10 @@ is done once, whoever asks for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import codecs
+import contextlib
+import errno
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -15,12 +18,14 @@ import msgspec
 from engine.build.cache import BuildCache, Entry, key_of
 from engine.build.context import Context
 from engine.build.copying import Request, members
+from engine.build.dockerfile.errors import DockerfileError, Lines
 from engine.build.dockerfile.instructions import From, Run, Single, Transfer, Typed, typed
 from engine.build.dockerfile.parser import parse_line
 from engine.build.filing import Filer
 from engine.build.options import BuildOptions
 from engine.build.plan import PROXY_ARGS, SCRATCH, Plan, Stage, platform_args
 from engine.build.progress import Progress, StageLog
+from engine.build.progress import Step as StepName
 from engine.build.runmounting import CacheDirectories, RunMounts
 from engine.build.running import Command, Runner, shown_command
 from engine.build.sources import BaseImages
@@ -28,6 +33,7 @@ from engine.build.stagetree import StageTree
 from engine.build.state import State, changed, command_words, initial
 from engine.build.workshop import Chain, Workshop
 from engine.images.assembly import NewLayer, timestamp
+from oci.errors import GantryError, Internal, InvalidArgument, NotFound, ResourceExhausted
 from oci.image import ExecutionConfig, ImageConfig, Platform, RootFS
 
 
@@ -99,9 +105,15 @@ class Solver:
 
     async def _stage(self, stage: Stage, log: StageLog, first: int) -> Built:
         try:
-            return await _StageRun(self, stage, log, first, self._steps).run()
-        finally:
-            log.end()
+            built = await _StageRun(self, stage, log, first, self._steps).run()
+        except asyncio.CancelledError:
+            log.end("canceled")
+            raise
+        except Exception:
+            log.end("failed")
+            raise
+        log.end()
+        return built
 
 
 class _StageRun:
@@ -111,7 +123,7 @@ class _StageRun:
         self._solver = solver
         self._stage = stage
         self._log = log
-        self._number = first
+        self._first = self._number = first
         self._total = total
         self._filer = Filer(solver, stage)
         self.chain = Chain()
@@ -122,17 +134,21 @@ class _StageRun:
     async def run(self) -> Built:
         """From FROM to the last step."""
         self._announce(self._stage.source)
-        triggers = await self._begin()
-        for text in triggers:
-            self._log.text(f"# Executing build trigger: {text}\n")
-            await self._step(typed(parse_line(text)))
+        with _located(self._stage.source):
+            triggers = await self._begin()
+            for text in triggers:
+                self._log.text(f"# Executing build trigger: {text}\n")
+                await self._step(typed(parse_line(text)))
         for step in self._stage.steps:
             self._announce(step)
-            await self._step(step)
+            with _located(step):
+                await self._step(step)
         return Built(self.state, self.chain, self._parent)
 
     def _announce(self, step: Typed) -> None:
-        self._log.text(f"Step {self._number}/{self._total} : {step.source.original}\n")
+        place = f"{self._number - self._first + 1}/{1 + len(self._stage.steps)}"
+        name = f"[{self._stage.title} {place}] {step.source.original}"
+        self._log.begin(StepName(self._number, self._total, name, step.source.original))
         self._number += 1
 
     async def _begin(self) -> tuple[str, ...]:
@@ -198,7 +214,7 @@ class _StageRun:
             return None
         entry = await self._solver.cache.get(key)
         if entry is not None:
-            self._log.text(" ---> Using cache\n")
+            self._log.cached()
         return entry
 
     async def _take(self, key: str, description: str, layer: NewLayer | None) -> Entry:
@@ -218,7 +234,7 @@ class _StageRun:
             self.chain = await self._solver.workshop.stand_on(self.chain, entry.layer)
 
     async def _transfer(self, step: Transfer) -> None:
-        async with self._filer.members(step, self.state, self.chain, self._log) as found:
+        async with _failing(step.source.keyword), self._filer.members(step, self.state, self.chain, self._log) as found:
             key = key_of("copy", await asyncio.to_thread(found.key), str(self._solver.options.epoch))
             entry = await self._known(key)
             if entry is None:
@@ -260,14 +276,53 @@ class _StageRun:
                     words, tuple(environment), state.config.user, state.config.working_dir,
                     _network(step.network, solver.options.network), step.security == "insecure", mounts.mounts, shown,
                 )  # fmt: skip
-                layer = await solver.runner.run(self.chain, state.image, command, solver.options.host, self._output)
+                layer = await solver.runner.run(self.chain, state.image, command, solver.options.host, self._output())
                 entry = await self._take(key, step.source.original, layer)
         await self._stand_on(entry)
         prefix = f"|{len(args)} {' '.join(args)} " if args else ""
         self._note(f"RUN {prefix}{shown}", entry)
 
-    def _output(self, data: bytes, stream: int) -> None:
-        self._log.text(data.decode(errors="replace"))
+    def _output(self) -> Callable[[bytes, int], None]:
+        """Takes a command's output; characters may come in pieces."""
+        decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (1, 2)}
+
+        def take(data: bytes, stream: int) -> None:
+            if text := decoders[stream].decode(data):
+                self._log.output(text)
+
+        return take
+
+
+@contextlib.contextmanager
+def _located(step: Typed) -> Iterator[None]:
+    """Errors of the block belong to the lines of ``step``."""
+    try:
+        yield
+    except GantryError as error:
+        if failed_lines(error) is None:
+            error.lines = step.source.lines  # type: ignore[attr-defined] # only builds know of lines
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhausted(f"{step.source.keyword}: {error.strerror}", hint="free some disk space") from error
+        raise Internal(f"{step.source.keyword}: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def _failing(keyword: str) -> AsyncIterator[None]:
+    """Docker's words for a copy that cannot be."""
+    try:
+        yield
+    except (NotFound, InvalidArgument) as error:
+        if not isinstance(error, DockerfileError):
+            error.message = f"{keyword} failed: {error.message}"
+        raise
+
+
+def failed_lines(error: GantryError) -> Lines | None:
+    """Where in the Dockerfile ``error`` comes from; None when from nowhere in particular."""
+    found: Lines | None = getattr(error, "lines", None)
+    return found
 
 
 def _network(asked: str, default: str) -> str:

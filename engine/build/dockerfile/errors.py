@@ -23,23 +23,29 @@ class Warning(NamedTuple):
 
 
 class DockerfileError(InvalidArgument):
-    """The Dockerfile cannot be used. ``lines`` says where; ``shown`` adds the source with a caret."""
+    """The Dockerfile cannot be used. ``lines`` says where; ``excerpt``, once it is known, shows it."""
 
     def __init__(self, message: str, lines: Lines, *, hint: str = "") -> None:
         super().__init__(f"dockerfile parse error on line {lines.first}: {message}", hint=hint)
         self.lines = lines
+        self.excerpt = ""
 
-    def shown(self, source: str, name: str = "Dockerfile", context: int = 2) -> str:
-        """The lines around the error, those concerned marked, in the form docker shows."""
-        rows = source.splitlines()
-        first, last = max(1, self.lines.first - context), min(len(rows), self.lines.last + context)
-        width = len(str(last))
-        out = [f"{name}:{self.lines.first}", "-" * 20]
-        for number in range(first, last + 1):
-            mark = ">>>" if self.lines.first <= number <= self.lines.last else "   "
-            out.append(f" {number:>{width}} | {mark} {rows[number - 1]}".rstrip())
-            if number == self.lines.last:
-                text = rows[number - 1]
-                indent = len(text) - len(text.lstrip())
-                out.append(f" {' ' * width} | {' ' * 4}{' ' * indent}{'^' * max(1, len(text.strip()))}")
-        return "\n".join([*out, "-" * 20, f"ERROR: {self.message}"])
+    def __str__(self) -> str:
+        return f"{super().__str__()}\n{self.excerpt}" if self.excerpt else super().__str__()
+
+
+def excerpt(source: str, name: str, lines: Lines, context: int = 2) -> str:
+    """The rows of ``source`` around ``lines``, those meant marked and underlined, in the form docker shows."""
+    rows = source.splitlines() or [""]
+    last = min(lines.last, len(rows))
+    shown = range(max(1, lines.first - context), min(len(rows), last + context) + 1)
+    width = len(str(shown[-1])) if shown else 1
+    out = [f"{name}:{lines.first}", "-" * 20]
+    for number in shown:
+        text = rows[number - 1].rstrip()
+        mark = ">>>" if lines.first <= number <= last else "   "
+        out.append(f" {number:>{width}} | {mark} {text}".rstrip())
+        if number == last:
+            bare = text.lstrip()
+            out.append(f" {' ' * width} |     {' ' * (len(text) - len(bare))}{'^' * max(1, len(bare))}")
+    return "\n".join([*out, "-" * 20])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.build.dockerfile import instructions as meanings
-from engine.build.dockerfile.errors import DockerfileError, Lines
+from engine.build.dockerfile.errors import DockerfileError, Lines, excerpt
 from engine.build.dockerfile.instructions import typed
 from engine.build.dockerfile.parser import Instruction, parse, parse_line, split_words
 
@@ -151,7 +151,7 @@ def test_error_shows_the_source_with_a_caret() -> None:
     text = "FROM a\nRUN one\n  RNU two\nRUN three\n"
     with pytest.raises(DockerfileError) as caught:
         parse(text)
-    shown = caught.value.shown(text).splitlines()
+    shown = excerpt(text, "Dockerfile", caught.value.lines).splitlines()
     assert shown[0] == "Dockerfile:3"
     assert " 3 | >>>   RNU two" in shown
     assert shown[shown.index(" 3 | >>>   RNU two") + 1].endswith("^^^^^^^")
@@ -170,7 +170,7 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         for instruction in parse(text).instructions:
             typed(instruction)
     except DockerfileError as error:
-        error.shown(text)
+        excerpt(text, "Dockerfile", error.lines)
 
 
 @given(st.lists(st.from_regex(r"[a-z0-9/.]{1,8}", fullmatch=True), max_size=6))

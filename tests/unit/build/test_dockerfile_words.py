@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.build.dockerfile.expand import Expander, ExpansionError
-from engine.build.dockerfile.ignore import IgnoreRules
 from oci.errors import InvalidArgument
+from oci.ignorefile import IgnoreRules
 
 VALUES = {"a": "1", "empty": "", "path": "/usr/lib/x.tar.gz", "words": "one two"}
 
