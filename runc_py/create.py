@@ -123,7 +123,12 @@ class _Creation:
         self.spec = spec
         self.directory = directory
         self.seccomp = compile_seccomp(spec, f"{os.path.abspath(runtime.root)}/.seccomp")
-        self.manager = cgroups.manager_for(linux.get("cgroupsPath") or "", container_id, driver=runtime.cgroup_driver)
+        self.manager = cgroups.manager_for(
+            linux.get("cgroupsPath") or "",
+            container_id,
+            driver=runtime.cgroup_driver,
+            annotations=spec.get("annotations"),
+        )
         self.namespaces = namespaces.Namespaces(linux.get("namespaces") or [])
         self.userns = "user" in self.namespaces.kinds
         if "mount" not in self.namespaces.kinds:
@@ -176,7 +181,7 @@ class _Creation:
             rootfs_path=self.rootfs,
             channel=theirs,
             listener=self.listener,
-            cgroup=None if self.userns or self._starts_in_cgroup() else self.manager,
+            cgroup=None if self._placed_by_parent() or self._starts_in_cgroup() else self.manager,
             seccomp=self.seccomp,
             options=options,
             state=self.state.oci_state("creating"),
@@ -206,7 +211,11 @@ class _Creation:
         return self.manager.container_mounts(cgroup_namespace="cgroup" in self.namespaces.kinds)
 
     def _starts_in_cgroup(self) -> bool:
-        return self.manager.kind.endswith("v2")
+        return self.manager.kind == "v2"
+
+    def _placed_by_parent(self) -> bool:
+        """A child with a user namespace may not enter by itself, and a systemd scope begins with a process in it."""
+        return self.userns or self.manager.kind.startswith("systemd")
 
     def _clone(self, task: init.InitTask) -> None:
         flags = self.namespaces.clone_flags
@@ -243,9 +252,9 @@ class _Creation:
 
     def _place(self) -> None:
         """The things a parent does to its new child by pid: maps, cgroup, OOM score."""
-        if self.userns:
-            if "user" in self.namespaces.new:
-                namespaces.write_id_maps(self.pid, self.linux)
+        if "user" in self.namespaces.new:
+            namespaces.write_id_maps(self.pid, self.linux)
+        if self._placed_by_parent():
             self.manager.apply(self.pid)
         score = self.spec["process"].get("oomScoreAdj")
         if score is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from runc_py import capabilities, cgroups, child, console, messages, namespaces, process, state, syscalls
 from runc_py import spec as specs
 from runc_py.create import serve_listener, set_oom_score
-from runc_py.errors import InvalidState, NotBuilt, RuntimeFailure
+from runc_py.errors import InvalidState, RuntimeFailure
 from runc_py.messages import Kind
 from runc_py.paths import Root
 
@@ -37,8 +37,6 @@ def execute_process(
     cgroup: str,
 ) -> Launched:
     """See ``Runtime.exec``."""
-    if cgroup not in ("", "/"):
-        raise NotBuilt(f'exec: a sub-cgroup ("{cgroup}") is not built')
     container = state.load(runtime.root, container_id)
     status = container.require("exec")
     if status == "paused" and not ignore_paused:
@@ -50,6 +48,8 @@ def execute_process(
         if not container.alive():  # also closes the race between reading the state and opening the pidfd
             raise InvalidState("cannot exec in a stopped container")
         task = _ExecTask(container, filled, target, stdio, preserve_fds, console_size)
+        if cgroup not in ("", "/"):
+            task.manager = task.manager.below(cgroup)
         return task.run()
     finally:
         os.close(target)

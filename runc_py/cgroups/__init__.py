@@ -15,12 +15,15 @@ from runc_py.cgroups.base import CgroupError, CgroupManager, CgroupMount, Contai
 __all__ = ["CgroupError", "CgroupManager", "CgroupMount", "ContainerMounts", "load", "manager_for"]
 
 
-def manager_for(cgroups_path: str, container_id: str, *, driver: str = "cgroupfs") -> CgroupManager:
+def manager_for(
+    cgroups_path: str, container_id: str, *, driver: str = "cgroupfs", annotations: dict[str, str] | None = None
+) -> CgroupManager:
     """The manager for a container by ``linux.cgroupsPath`` and driver ``cgroupfs``, ``systemd`` or ``disabled``.
 
     With ``cgroupfs``: an absolute path is below the root of each hierarchy, a relative one below the caller's own
     cgroup (v2: beside it, because a v2 cgroup with processes has no children with controllers), "" means the id.
-    With ``systemd``: ``slice:prefix:name``, or "". Raises CgroupError for a path with ``..``.
+    With ``systemd``: ``slice:prefix:name``, or ""; ``annotations`` may set properties of the unit.
+    Raises CgroupError for a path with ``..``.
     """
     if driver == "disabled":
         from runc_py.cgroups.disabled import DisabledManager
@@ -29,7 +32,7 @@ def manager_for(cgroups_path: str, container_id: str, *, driver: str = "cgroupfs
     if driver == "systemd":
         from runc_py.cgroups.systemd import systemd_manager
 
-        return systemd_manager(cgroups_path, container_id)
+        return systemd_manager(cgroups_path, container_id, annotations)
     if driver != "cgroupfs":
         raise CgroupError(f'unknown cgroup driver "{driver}": use cgroupfs, systemd or disabled')
     from runc_py.cgroups import layout

@@ -69,6 +69,9 @@ class CgroupManager(ABC):
     def apply(self, pid: int) -> None:
         """Move the process ``pid`` into every cgroup."""
 
+    def create_missing(self) -> None:  # noqa: B027 -- only v1 under systemd has anything to make
+        """Make what somebody else, who made the rest, has not made."""
+
     def enter(self) -> None:
         """Move the calling process, which must be single-threaded.
 
@@ -122,6 +125,24 @@ class CgroupManager(ABC):
         The caller closes it.
         """
         return None
+
+    def below(self, group: str) -> CgroupManager:
+        """The manager of an existing sub-cgroup (``path`` or, on v1, ``controller[,controller]:path``), for an exec."""
+        controllers, separator, name = group.rpartition(":")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if ".." in parts:
+            raise CgroupError(f'exec: the sub-cgroup "{group}" must not contain ".."')
+        wanted = controllers.split(",") if separator else list(self.paths)
+        unknown = [one for one in wanted if one not in self.paths]
+        if unknown:
+            raise CgroupError(f'exec: the container has no cgroup of controller "{unknown[0]}"')
+        paths = {one: "/".join([path, *parts]) if one in wanted else path for one, path in self.paths.items()}
+        for path in paths.values():
+            if not os.path.isdir(path):
+                raise CgroupError(f"exec: cgroup {path} does not exist")
+        from runc_py.cgroups import load
+
+        return load({"kind": self.kind.removeprefix("systemd-"), "paths": paths})
 
     def save(self) -> dict[str, Any]:
         """JSON-able state for ``load``."""

@@ -50,6 +50,14 @@ class LegacyManager(CgroupManager):
         for directory in self._directories:
             if not make_directory(directory) and (held := read_pids(directory)):
                 raise CgroupError(f"container's cgroup is not empty: {len(held)} process(es) found in {directory}")
+        self._fill_cpuset()
+
+    def create_missing(self) -> None:
+        for directory in self._directories:
+            make_directory(directory)
+        self._fill_cpuset()
+
+    def _fill_cpuset(self) -> None:
         if cpuset := self.paths.get("cpuset"):
             inherit_cpuset(cpuset)
 
