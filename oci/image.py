@@ -6,7 +6,11 @@ Source: image-spec ``descriptor.md``, ``manifest.md``, ``image-index.md``, ``con
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import msgspec
+
+T = TypeVar("T")
 
 MEDIA_INDEX = "application/vnd.oci.image.index.v1+json"
 MEDIA_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -97,7 +101,7 @@ class ExecutionConfig(msgspec.Struct, frozen=True, omit_defaults=True, rename="p
 class RootFS(msgspec.Struct, frozen=True):
     """``diff_ids``: digests of the uncompressed layers, base first."""
 
-    diff_ids: tuple[str, ...]
+    diff_ids: tuple[str, ...] = ()
     type: str = "layers"
 
 
@@ -122,3 +126,19 @@ class ImageConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     variant: str = ""
     config: ExecutionConfig = msgspec.field(default_factory=ExecutionConfig)
     history: tuple[History, ...] = ()
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """A document as ``kind``. ``null`` means the same as a key that is absent: so the peers write empty lists and maps.
+
+    Raises ``msgspec.DecodeError``, ``UnicodeDecodeError``, ``RecursionError``.
+    """
+    return msgspec.convert(_without_nulls(msgspec.json.decode(data)), kind)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value

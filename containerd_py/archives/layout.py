@@ -12,6 +12,7 @@ import msgspec
 
 from containerd_py.archives.reader import Contents, Stored
 from oci import digest as digests
+from oci import image as image_documents
 from oci.errors import DataLoss, InvalidArgument, Unimplemented
 from oci.image import (
     INDEX_TYPES,
@@ -80,7 +81,7 @@ def _docker(contents: Contents) -> list[DockerImage]:
 
 def _decode(data: bytes, kind: type[_K], what: str) -> _K:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return image_documents.decode(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataLoss(f"{what} in the archive cannot be read: {error}") from error
 

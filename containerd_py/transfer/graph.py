@@ -13,6 +13,7 @@ import msgspec
 
 from containerd_py.interfaces import GC_REF_CONTENT, ContentStore, Scope
 from oci import digest as digests
+from oci import image as images
 from oci.errors import DataLoss, FailedPrecondition, NotFound
 from oci.image import INDEX_TYPES, MANIFEST_TYPES, Descriptor, ImageConfig, Index, Manifest
 
@@ -27,7 +28,7 @@ SOURCE_LABEL = "containerd.io/distribution.source."
 def decode(data: bytes, kind: type[T], what: str) -> T:
     """``data`` as ``kind``. Raises ``DataLoss`` naming ``what``, for digests that are none too."""
     try:
-        document: T = msgspec.json.decode(data, type=kind)
+        document: T = images.decode(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataLoss(f"{what} cannot be read: {error}") from error
     if isinstance(document, Index):

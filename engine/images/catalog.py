@@ -17,6 +17,7 @@ from engine.hostinfo import GO_ARCH
 from engine.images.containerd import Containerd
 from engine.images.records import PARENT_LABEL, Decoded, Image, Record
 from oci import digest as digests
+from oci import image as image_documents
 from oci import reference as references
 from oci.errors import DataLoss, GantryError, InvalidArgument, NotFound
 from oci.image import INDEX_TYPES, MANIFEST_TYPES, Descriptor, ImageConfig, Index, Manifest, Platform
@@ -88,7 +89,7 @@ class Catalog:
         raw = await self._containerd.read(descriptor.digest)
         digests.verify(raw, descriptor.digest, f"{kind.__name__} blob")
         try:
-            return msgspec.json.decode(raw, type=kind)
+            return image_documents.decode(raw, kind)
         except msgspec.DecodeError as error:
             raise DataLoss(f"{descriptor.digest} is not a valid {kind.__name__}: {error}") from None
 

@@ -17,6 +17,7 @@ import msgspec
 from engine.images.credentials import Credentials
 from engine.images.transfers import Registries
 from oci import digest as digests
+from oci import image as image_documents
 from oci.errors import GantryError, Internal, InvalidArgument, NotFound, PermissionDenied, Unauthenticated, Unavailable
 from oci.image import (
     DOCKER_LIST,
@@ -86,12 +87,12 @@ class Registry:
         media_type = headers.get("Content-Type", MEDIA_MANIFEST).partition(";")[0]
         target = Descriptor(media_type, digests.of_bytes(raw), len(raw))
         if media_type in INDEX_TYPES:
-            platforms = [m.platform for m in msgspec.json.decode(raw, type=Index).manifests if m.platform]
+            platforms = [m.platform for m in image_documents.decode(raw, Index).manifests if m.platform]
             shown = [msgspec.to_builtins(p) for p in platforms]
         else:
-            blob = msgspec.json.decode(raw, type=Manifest).config
+            blob = image_documents.decode(raw, Manifest).config
             config, _ = await self._get(f"{base}/blobs/{blob.digest}", credentials, scope)
-            image = msgspec.json.decode(config, type=ImageConfig)
+            image = image_documents.decode(config, ImageConfig)
             shown = [{"architecture": image.architecture, "os": image.os}]
         return {"Descriptor": msgspec.to_builtins(target), "Platforms": shown}
 
