@@ -12,13 +12,13 @@ import contextlib
 import email.utils
 import random
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from containerd_py.registry import auth, errors
 from containerd_py.registry.hosts import Endpoint, RegistryConfig
+from containerd_py.registry.proxies import proxy_for
 from oci.errors import FailedPrecondition, GantryError, ResourceExhausted, Unauthenticated, Unavailable
 from oci.trust import Trust
 from oci.version import __version__
@@ -348,15 +348,3 @@ def retry_after(value: str) -> float:
     with contextlib.suppress(TypeError, ValueError):
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     return 0.0
-
-
-def proxy_for(url: str) -> str | None:
-    """The proxy the environment names for ``url`` (``HTTPS_PROXY``, ``HTTP_PROXY``, ``NO_PROXY``, either case)."""
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies_environment().get(parts.scheme)
-    host = parts.hostname or ""
-    if not proxy or host == "localhost" or host.startswith("127.") or host == "::1":
-        return None
-    if urllib.request.proxy_bypass(parts.netloc):
-        return None
-    return proxy if "://" in proxy else f"http://{proxy}"

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from oci.errors import FailedPrecondition, InvalidArgument
 from oci.reference import DEFAULT_HOST
-from oci.trust import CERTIFICATE_DIRECTORIES, Trust, certificates, host_directories
+from oci.trust import CERTIFICATE_DIRECTORIES, Trust, certificates, host_directories, trust_of
 
 ALL = frozenset({"pull", "resolve", "push"})
 MIRROR = frozenset({"pull", "resolve"})
@@ -74,16 +74,12 @@ def api_host(host: str) -> str:
 def endpoints(host: str, config: RegistryConfig, host_dir: str = "", scheme: str = "") -> list[Endpoint]:
     """Endpoints of ``host`` in the order to try; the client's own ``host_dir`` goes before our directories."""
     directories = (host_dir, *config.directories) if host_dir else config.directories
-    trust = Trust()
-    for base in directories:
-        for directory in host_directories(base, host):
-            if os.path.exists(path := os.path.join(directory, "hosts.toml")):
-                return _from_toml(path, host, config)
-            trust = trust if trust != Trust() else certificates(directory)
-    if host_dir and os.path.exists(path := os.path.join(host_dir, "_default", "hosts.toml")):
-        return _from_toml(path, host, config)
+    own = [place for base in directories for place in host_directories(base, host)]
+    for directory in (*own, *(os.path.join(base, "_default") for base in directories)):
+        if os.path.exists(path := os.path.join(directory, "hosts.toml")):
+            return _from_toml(path, host, config)
     found = [_mirror(url, host, config) for url in config.mirrors] if host == DEFAULT_HOST else []
-    return [*found, _endpoint(host, config, trust, scheme)]
+    return [*found, _endpoint(host, config, trust_of(host, directories), scheme)]
 
 
 def _endpoint(host: str, config: RegistryConfig, trust: Trust, scheme: str = "") -> Endpoint:
@@ -98,7 +94,8 @@ def _mirror(url: str, host: str, config: RegistryConfig) -> Endpoint:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise InvalidArgument(f"invalid registry mirror {url!r}: expected http://host or https://host")
-    trust = Trust(skip_verify=config.is_insecure(parts.netloc))
+    trust = trust_of(parts.netloc, config.directories)
+    trust = trust._replace(skip_verify=config.is_insecure(parts.netloc) and not trust.ca)
     return Endpoint(parts.netloc, (parts.scheme,), parts.path.rstrip("/") + "/v2", trust, MIRROR, namespace=host)
 
 
