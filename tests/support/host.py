@@ -132,19 +132,20 @@ class PrivateHost:
             if not entry.isdigit() or int(entry) == self.pid:
                 continue
             with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{entry}/ns/pid") != namespace and not self._ancestor(int(entry)):
+                if not self._within(int(entry), namespace):
                     continue
                 line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
                 state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
                 found[int(entry)] = line or f"[{state}] {Path(f'/proc/{entry}/comm').read_text().strip()}"
         return found
 
-    def _ancestor(self, pid: int) -> bool:
+    @staticmethod
+    def _within(pid: int, namespace: str) -> bool:
+        """Whether ``pid`` or a parent of it lives in the pid namespace: containers have namespaces of their own."""
         while pid > 1:
-            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            pid = int(stat[1])
-            if pid == self.pid:
+            if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
                 return True
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         return False
 
     def inner_pid(self, pid: int) -> str:
