@@ -128,6 +128,9 @@ class Networks(Protocol):
     def settings(self, request: SandboxRequest) -> dict[str, Any]:
         """``NetworkSettings`` of container inspect, Docker's JSON keys; empty addresses while stopped."""
 
+    async def rename(self, container_id: str, name: str) -> None:
+        """The container has another name from now on."""
+
     def port_list(self, container_id: str, exposed_ports: Iterable[str]) -> list[dict[str, Any]]:
         """``Ports`` of container list: objects of ``IP``, ``PrivatePort``, ``PublicPort``, ``Type``."""
 

@@ -47,6 +47,7 @@ class Changer:
             self._registry.names.reserve(wanted, machine.id)
             machine.update(name=wanted)
             self._registry.names.release(old, machine.id)
+            await self._registry.networks.rename(machine.id, wanted)
         self._registry.publish(machine, "rename", {"oldName": f"/{old}"})
 
     async def update(self, machine: Machine, body: dict[str, Any]) -> list[str]:

@@ -136,7 +136,7 @@ def _check_interface(registry: NetworkRegistry, network: Network) -> None:
     for other in registry.connecting():
         if other.bridge != network.bridge:
             continue
-        if network.driver == other.driver != "bridge":
+        if "bridge" not in (network.driver, other.driver):
             raise PermissionDenied(
                 f"network {other.name} is already using parent interface {network.bridge}",
                 hint="give each network a VLAN of its own (-o parent=eth0.10)",

@@ -525,6 +525,15 @@ class NetworkService:
         finally:
             self.registry.forget(network)
 
+    async def rename(self, container_id: str, name: str) -> None:
+        """A container has another name: a running one is found under it at once."""
+        sandbox = self._sandboxes.get(container_id)
+        if sandbox is not None:
+            request = msgspec.structs.replace(sandbox.request, name=name)
+            renamed = msgspec.structs.replace(sandbox, request=request)
+            self.keep(renamed)
+            await self.tell_names(renamed)
+
     def forget(self, container_id: str) -> None:
         """A container is removed for good: forget networks connected to it by API. Idempotent."""
         if self._attachments.pop(container_id, None) is not None:
