@@ -7,12 +7,25 @@ bundle lives on a file system that does not survive a reboot, and neither do the
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
+import signal
+import struct
+import time
 from typing import Any, NamedTuple
 
 INIT = "init"
 """The name of the init process's records; no exec may have this id."""
+
+ADDED, CREATED, STARTING, STARTED = "added", "created", "starting", "started"
+"""Phases of a process. ``STARTING`` is on disk before the runtime is told, ``STARTED`` after the event is queued, so a
+replacement shim finds no start that nobody will tell of."""
+
+
+_EVICTION_ROUNDS = 2000
+_FLOCK = struct.Struct("@hhqqi4x")
 
 
 class ExitRecord(NamedTuple):
@@ -34,6 +47,7 @@ class ProcessRecord(NamedTuple):
     stderr: str
     terminal: bool
     spec: dict[str, Any] | None
+    phase: str = STARTED
 
 
 def record_name(exec_id: str) -> str:
@@ -144,6 +158,39 @@ class Bundle:
                 return int(file.read())
         except (FileNotFoundError, ValueError):
             return 0
+
+
+def claim(path: str, *, evict: bool) -> None:
+    """Be the one shim of the bundle ``path`` for the rest of this process's life.
+
+    Two shims that pump the same pipes would write over each other's output, so a replacement kills (``evict``) a
+    predecessor that was only thought dead. The lock is POSIX's: the kernel knows its holder and takes it back at any
+    death, and children do not inherit it. Raises ``BlockingIOError`` when there is another shim, ``TimeoutError`` when
+    it does not die.
+    """
+    lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for _ in range(_EVICTION_ROUNDS):
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return  # never closed: closing any descriptor of the file would give the lock up
+        except OSError as error:
+            if not evict or error.errno not in (errno.EACCES, errno.EAGAIN):
+                os.close(lock)
+                raise
+        holder = _holder(lock)
+        if holder:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(holder, signal.SIGKILL)
+        time.sleep(0.005)
+    os.close(lock)
+    raise TimeoutError(f"the shim that holds {path}/shim.lock does not die")
+
+
+def _holder(lock: int) -> int:
+    """The pid of the process that holds a lock (fcntl(2), ``F_GETLK``); 0 when nobody does any more."""
+    answer = fcntl.fcntl(lock, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    kind, *_, pid = _FLOCK.unpack(answer)
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
 
 
 def start_ticks(pid: int) -> int:

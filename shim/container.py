@@ -15,7 +15,7 @@ from oci import errors
 from protos import shim_messages as messages
 from protos.shim_messages import STATUS_CREATED, STATUS_PAUSED, STATUS_RUNNING, STATUS_STOPPED
 from protos.wire import Values
-from shim.bundle import Bundle, ExitRecord
+from shim.bundle import ADDED, CREATED, STARTED, STARTING, Bundle, ExitRecord
 from shim.exits import NEVER_STARTED, UNKNOWN, exit_status, status_from_zygote, status_of_orphan
 from shim.io import ProcessIO
 from shim.loop import READ, Loop, report
@@ -89,8 +89,8 @@ class Container:
             raise
         init.launched(launched)
         self.parking.put(init.parked())
-        self.bundle.write_process(init.record())
         self.bundle.write_pid("init.pid", init.pid)
+        self._enter(init, CREATED)
         self.hook_stdin(init)
         uris = init.uris
         self._publisher.publish(
@@ -120,9 +120,23 @@ class Container:
         """Let init execute its program."""
         if self.init.status != STATUS_CREATED:
             raise errors.FailedPrecondition(f"task {self.container_id} is already started")
-        self.runtime.start(self.container_id)
+        self._enter(self.init, STARTING)
+        try:
+            self.runtime.start(self.container_id)
+        except BaseException:
+            self._enter(self.init, CREATED)
+            raise
         self.init.started()
+        self.publish_start()
+
+    def publish_start(self) -> None:
+        """Tell containerd that init's program runs, and note that this is done."""
         self._publisher.publish(messages.TASK_START, {"container_id": self.container_id, "pid": self.init.pid})
+        self._enter(self.init, STARTED)
+
+    def _enter(self, process: Process, phase: str) -> None:
+        process.phase = phase
+        self.bundle.write_process(process.record())
 
     def add_exec(self, exec_id: str, uris: Uris, spec: dict[str, Any]) -> None:
         """Take an exec in; it runs from ``start_exec`` on."""
@@ -132,30 +146,37 @@ class Container:
             raise errors.FailedPrecondition(f"task {self.container_id} is not running")
         process = Process(exec_id, uris, {**spec, "terminal": uris.terminal})
         self.execs[exec_id] = process
-        self.bundle.write_process(process.record())
+        self._enter(process, ADDED)
         self._publisher.publish(messages.TASK_EXEC_ADDED, {"container_id": self.container_id, "exec_id": exec_id})
 
     def start_exec(self, process: Process) -> None:
-        """Run an added exec. When that fails it counts as ended, so that Wait and Delete have an answer."""
+        """Run an added exec."""
         if process.pid or process.exit is not None:
             raise errors.FailedPrecondition(f"exec {process.exec_id} of task {self.container_id} is already started")
         assert process.spec is not None
         process.io = ProcessIO.open(self._loop, process.uris)
+        self._enter(process, STARTING)
         try:
             launched = self.runtime.exec(self.container_id, process.spec, process.io.stdio)
         except BaseException:
-            process.close()
-            process.ended(ExitRecord(0, NEVER_STARTED, time.time_ns()))
+            self.never_ran(process)
             raise
         process.launched(launched)
         process.started()
         self.parking.put(process.parked())
-        self.bundle.write_process(process.record())
+        self._enter(process, STARTED)
         self.hook_stdin(process)
         self._publisher.publish(
             messages.TASK_EXEC_STARTED,
             {"container_id": self.container_id, "exec_id": process.exec_id, "pid": process.pid},
         )
+
+    def never_ran(self, process: Process) -> None:
+        """An exec whose start failed counts as ended, so that Wait and Delete have an answer."""
+        record = ExitRecord(0, NEVER_STARTED, time.time_ns())
+        process.close()
+        self.bundle.write_exit(process.exec_id, record)
+        process.ended(record)
 
     def reaped(self, process: Process, wait_status: int) -> None:
         """A child of this shim has ended."""

@@ -2,7 +2,8 @@
 
 Rule: an exit status is what a shell shows: the code, or 128 plus the signal's number. A process that this shim did not
 start (its own shim was killed) is reaped by the zygote; its status comes from the kernel (``PIDFD_GET_INFO``, Linux
-6.15: filled in once the process is reaped) or from the zygote's memory. Only when neither knows, ``UNKNOWN`` is said.
+6.15: filled in once the process is reaped), from proc(5) while it is a zombie, or from the zygote's memory. Only when
+nobody knows, ``UNKNOWN`` is said.
 """
 
 from __future__ import annotations
@@ -43,6 +44,16 @@ def status_from_pidfd(pidfd: int) -> int | None:
     return int(fields[-1]) if fields[0] & _INFO_EXIT else None
 
 
+def status_of_zombie(pid: int) -> int | None:
+    """The ``waitpid`` status of a process that nobody has reaped yet (proc(5), ``stat`` field 52); else ``None``."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[49]) if fields[0] == b"Z" else None
+
+
 def status_from_zygote(path: str, pid: int) -> int | None:
     """What the zygote remembers of an orphan it reaped; asking makes it reap what it can."""
     if not path:
@@ -60,6 +71,9 @@ def status_from_zygote(path: str, pid: int) -> int | None:
 def status_of_orphan(pidfd: int, pid: int, zygote: str) -> int | None:
     """The ``waitpid`` status of a process that has ended and is not this process's child, if anybody knows."""
     status = status_from_pidfd(pidfd)
+    if status is None and pidfd >= 0:
+        # The pid is still this process's: readable from its pidfd means ended, and a zombie keeps its number.
+        status = status_of_zombie(pid)
     if status is None:
         status = status_from_zygote(zygote, pid)
     if status is None:

@@ -126,7 +126,7 @@ class ProcessIO:
             return self._for_child(targets.open_file(target.path))
         if target.kind == RAWLOG:
             self._log_pipes[name], write_end = os.pipe2(os.O_CLOEXEC)
-            return self._for_child(write_end)
+            return self._for_child(_unbreakable(write_end))
         return self._for_child(targets.open_null())
 
     def launched(self, console: int | None) -> None:
@@ -257,6 +257,18 @@ class ProcessIO:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+def _unbreakable(write_end: int) -> int:
+    """The same end of the pipe, open for reading as well; takes over ``write_end``.
+
+    A process that is a reader of its own output gets no SIGPIPE while shim and keeper are both dead: it waits when the
+    pipe is full, and a new shim finds the pipe by /proc/<pid>/fd.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{write_end}", os.O_RDWR | os.O_CLOEXEC)
+    finally:
+        os.close(write_end)
 
 
 def _pair(opened: targets.Opened) -> tuple[int, int]:

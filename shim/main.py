@@ -15,6 +15,7 @@ import stat
 import sys
 
 from shim import prctl
+from shim.bundle import Bundle, claim, write_atomically
 from shim.config import ShimConfig
 from shim.loop import Loop, report
 from shim.server import Server
@@ -53,6 +54,7 @@ def serve(config: ShimConfig, listener: socket.socket, *, restore: bool = False)
         signal.signal(number, signal.SIG_IGN)
     _open_log(config.bundle)
     os.chdir("/")
+    claim(config.bundle, evict=restore)
     loop = Loop()
     service = TaskService(loop, config)
     loop.watch_children(service.reap)
@@ -88,8 +90,6 @@ class _Ending:
 
 
 def _write_files(config: ShimConfig) -> None:
-    from shim.bundle import Bundle, write_atomically
-
     Bundle(config.bundle).write_pid("shim.pid", os.getpid())
     write_atomically(f"{config.bundle}/address", f"unix://{config.socket}".encode())
 

@@ -15,7 +15,7 @@ from oci import errors
 from protos.shim_messages import STATUS_CREATED, STATUS_RUNNING, STATUS_STOPPED, timestamp
 from protos.wire import Values
 from runc_py.runtime import Launched
-from shim.bundle import ExitRecord, ProcessRecord, start_ticks
+from shim.bundle import ADDED, ExitRecord, ProcessRecord, start_ticks
 from shim.io import ProcessIO
 from shim.server import Deferred
 from shim.stdio import Uris
@@ -32,6 +32,7 @@ class Process:
         self.pidfd = -1
         self.status = STATUS_CREATED
         self.is_child = True
+        self.phase = ADDED
         self.io: ProcessIO | None = None
         self.exit: ExitRecord | None = None
         self._waiting: list[Deferred] = []
@@ -46,7 +47,7 @@ class Process:
     def record(self) -> ProcessRecord:
         """What a replacement shim must know."""
         ticks = start_ticks(self.pid) if self.pid else 0
-        return ProcessRecord(self.exec_id, self.pid, ticks, *self.uris, self.spec)
+        return ProcessRecord(self.exec_id, self.pid, ticks, *self.uris, self.spec, self.phase)
 
     def parked(self) -> dict[str, int]:
         """Descriptors for the keeper, by name: ``pidfd`` … for init, ``exec.<id>/pidfd`` … for an exec."""

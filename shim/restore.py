@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import stat
 
 from oci import errors
 from protos.rawlog import STREAM_NAMES
 from protos.shim_messages import STATUS_CREATED, STATUS_PAUSED, STATUS_RUNNING
-from shim.bundle import Bundle, ProcessRecord, start_ticks
+from shim.bundle import STARTING, Bundle, ProcessRecord, start_ticks
 from shim.container import Container
 from shim.io import ProcessIO
 from shim.loop import report
@@ -30,27 +31,42 @@ def restore(service: TaskService) -> None:
     bundle = Bundle(config.bundle)
     options = bundle.read_options()
     records = bundle.read_processes()
-    if options is None or not records or records[0].exec_id:
+    if options is None:
         report(f"bundle {config.bundle} holds no container to take over")
         return
     uris = Uris(*options["uris"])
     container = service.new_container(config.container_id, config.bundle, uris, options["options"])
+    if not records or records[0].exec_id:
+        _unmake(container)
+        return
     service.containers[config.container_id] = container
     container.take_spec()
     parked = container.parking.take()
-    _restore_process(service, container, container.init, records[0], parked)
     for record in records[1:]:
         process = Process(
             record.exec_id, Uris(record.stdin, record.stdout, record.stderr, record.terminal), record.spec
         )
         container.execs[record.exec_id] = process
         _restore_process(service, container, process, record, parked)
+    _restore_process(service, container, container.init, records[0], parked)  # its exit comes after every exec's
     for descriptor in parked.values():
         with contextlib.suppress(OSError):
             os.close(descriptor)
     if container.init.running:
         container.parking.put(container.everything())
         _restore_status(container)
+        _end_untold_execs(container)
+
+
+def _unmake(container: Container) -> None:
+    """Create was under way and was never answered: what it had made so far goes."""
+    report(f"the create of {container.container_id} was cut off: it is undone")
+    try:
+        container.runtime.delete(container.container_id)
+    except errors.GantryError as error:
+        report(f"cannot undo the create of {container.container_id}: {error}")
+    container.parking.drop()
+    container.parking.close()
 
 
 def _restore_status(container: Container) -> None:
@@ -60,6 +76,36 @@ def _restore_status(container: Container) -> None:
         report(f"the runtime does not know {container.container_id}: {error}: it counts as running")
         status = "running"
     container.init.status = _STATUS.get(status, STATUS_RUNNING)
+    if container.init.phase == STARTING and container.init.status != STATUS_CREATED:
+        container.publish_start()
+
+
+def _end_untold_execs(container: Container) -> None:
+    """Kill what entered the container by an exec whose start was never answered: nobody could ever ask for it.
+
+    Such a process has its parent outside of the container, as init and the recorded execs have.
+    """
+    if not any(process.phase == STARTING for process in container.execs.values()):
+        return
+    known = {process.pid for process in container.processes()}
+    try:
+        inside = set(container.runtime.pids(container.container_id))
+    except errors.GantryError as error:
+        report(f"the processes of {container.container_id} cannot be listed: {error}")
+        return
+    for pid in inside - known:
+        if _parent(pid) not in {0, *inside}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _parent(pid: int) -> int:
+    """The parent of ``pid``; 0 when it is gone or has none in this pid namespace."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _restore_process(
@@ -73,13 +119,16 @@ def _restore_process(
         if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
     }
     exit_record = container.bundle.read_exit(record.exec_id)
-    process.pid = record.pid
+    process.pid, process.phase = record.pid, record.phase
     if exit_record is not None or record.pid == 0:
         _close(mine)
         if exit_record is not None:
             process.ended(exit_record)
             # The old shim may have been killed between the record and the event: better twice than never.
-            container.publish_exit(process, exit_record)
+            if exit_record.pid:
+                container.publish_exit(process, exit_record)
+        elif record.phase == STARTING:
+            container.never_ran(process)
         return
     process.pidfd = mine.pop("pidfd", -1)
     if process.pidfd < 0:
