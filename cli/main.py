@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rmi": ("images", "Remove images"),
     "history": ("images", "Show the steps an image was made by"),
     "image": ("images", "Manage images: bootstrap makes a base image; inspect, prune"),
+    "network": ("networks", "Manage networks: ls, create, rm, inspect, connect, disconnect, prune"),
     "up": ("system", "Start the engine"),
     "down": ("system", "Stop the engine and its containers"),
     "system": ("host", "Install the engine as a service; connect to it over ssh"),
