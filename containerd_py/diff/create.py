@@ -142,8 +142,8 @@ class LayerWriter:
         header.mtime = seconds
         extended = {"mtime": f"{seconds}.{nanos:09d}"} if nanos else {}
         self._set_type(header, path, info)
-        if header.type != tarfile.LNKTYPE:
-            extended.update(_xattr_records(path))
+        # On a hard link too: docker changes its owner, by which the kernel drops capabilities that no entry gives back.
+        extended.update(_xattr_records(path))
         header.pax_headers = extended
         return header
 
