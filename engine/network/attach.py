@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from engine.network import planning
 from engine.network.model import Endpoint, Network, Sandbox
-from engine.network.service import NetworkService, NetworkTarget
-from oci.errors import Internal, PermissionDenied
+from oci.errors import Internal, NotFound, PermissionDenied
+
+if TYPE_CHECKING:
+    from engine.network.service import NetworkService, NetworkTarget
 
 
 async def connect(service: NetworkService, reference: str, container: str, config: Mapping[str, Any]) -> None:
@@ -103,14 +105,12 @@ async def _take_back(service: NetworkService, sandbox: Sandbox, endpoint: Endpoi
 
 
 async def disconnect(service: NetworkService, reference: str, container: str, *, force: bool) -> None:
-    """``POST /networks/{id}/disconnect``; with ``force`` not being connected is no error."""
+    """``POST /networks/{id}/disconnect``; ``force`` is for clients that send it: nothing is in the way here."""
     network = service.registry.find(reference)
     target = service.target(container)
     if target.request.mode == "host" or planning.shared_with(target.request):
         raise PermissionDenied("container cannot be disconnected from host network or another container's network")
     if not any(n.id == network.id for n, _ in service.wanted(target.request)):
-        if force:
-            return
         raise PermissionDenied(f"container {target.request.container_id} is not connected to network {network.name}")
     container_id = target.request.container_id
     sandbox = service.sandbox(container_id)
@@ -119,6 +119,32 @@ async def disconnect(service: NetworkService, reference: str, container: str, *,
     if sandbox is not None and endpoint is not None:
         await asyncio.shield(_unplug(service, sandbox, endpoint))
         service.tell("disconnect", network, target.request)
+
+
+async def settle(service: NetworkService, sandbox: Sandbox) -> None:
+    """At the daemon's start: undo a connect and finish a disconnect that a kill interrupted.
+
+    An endpoint on a network that the container is not to be on is one or the other. The host's end of its interface is
+    swept as nobody's; addresses and ports are free at once.
+    """
+    try:
+        wanted = {network.id for network, _ in service.wanted(sandbox.request)}
+    except NotFound:
+        return
+    gone = [e for e in sandbox.endpoints if e.network_id not in wanted]
+    if not gone:
+        return
+    pin = service.pin_path(sandbox.request.container_id)
+    for endpoint in gone:
+        if endpoint.device and not endpoint.veth:
+            with contextlib.suppress(OSError):
+                await service.run(service.kernel.unplug_inside, pin, (endpoint.device,))
+    planning.drop(service.registry, service.ports, gone)
+    left = msgspec.structs.replace(sandbox, endpoints=tuple(e for e in sandbox.endpoints if e not in gone))
+    service.keep(left)
+    service.rewrite_files(sandbox, left)
+    with contextlib.suppress(OSError):
+        await _route(service, left)
 
 
 async def _unplug(service: NetworkService, sandbox: Sandbox, endpoint: Endpoint) -> None:
@@ -135,8 +161,16 @@ async def _unplug(service: NetworkService, sandbox: Sandbox, endpoint: Endpoint)
     service.keep(left)
     await service.tell_names(left)
     service.rewrite_files(sandbox, left)
+    await _route(service, left)
+
+
+async def _route(service: NetworkService, sandbox: Sandbox) -> None:
+    """Point a running container's default routes at the networks that it has left."""
+    pin = service.pin_path(sandbox.request.container_id)
     for version, network in planning.gateway_networks(service.wanted(sandbox.request)).items():
-        remaining = left.on(network.id)
+        remaining = sandbox.on(network.id)
+        gateway = ""
         if remaining is not None:
             gateway = network.gateway_of(remaining.address6 if version == 6 else remaining.address)
+        if remaining is not None and gateway:
             await service.run(service.kernel.set_default_route, pin, remaining.device, [ip_address(gateway)])

@@ -20,7 +20,7 @@ import structlog
 
 from engine.events import EventBus
 from engine.interfaces import SandboxFiles, SandboxRequest
-from engine.network import hostfiles, names, netns, planning, views
+from engine.network import attach, hostfiles, names, netns, planning, views
 from engine.network.creation import CreateRequest, vlan_parent
 from engine.network.firewall import PortRule
 from engine.network.kernel import HostKernel, stray_pins
@@ -123,6 +123,8 @@ class NetworkService:
         await self.start()
         for container_id in [c for c in self._sandboxes if c not in alive]:
             self._forget_sandbox(container_id)
+        for sandbox in list(self._sandboxes.values()):
+            await attach.settle(self, sandbox)
         for container_id, sandbox in self._sandboxes.items():
             self._hold_again(container_id, sandbox)
         for pin in stray_pins(self._pins, alive):

@@ -81,7 +81,7 @@ def endpoint_settings(
         "IPAMConfig": config.get("IPAMConfig"),
         "Links": config.get("Links"),
         "Aliases": config.get("Aliases"),
-        "MacAddress": endpoint.mac if endpoint is not None else "",
+        "MacAddress": endpoint.mac if endpoint is not None else config.get("MacAddress") or "",
         "DriverOpts": config.get("DriverOpts"),
         "GwPriority": config.get("GwPriority") or 0,
         "NetworkID": network.id,

@@ -139,9 +139,14 @@ class PrivateHost:
 
     async def up(self, request: SandboxRequest) -> Any:
         """What the engine does at start of a container."""
-        self.service.validate(request)
-        await self.service.open_sandbox(request)
-        return await self.service.connect(request)
+        return await self.up_with(self.service, request)
+
+    @staticmethod
+    async def up_with(service: NetworkService, request: SandboxRequest) -> Any:
+        """``up`` by another service than this host's."""
+        service.validate(request)
+        await service.open_sandbox(request)
+        return await service.connect(request)
 
     def within(self, place: str | int | None, work: Callable[[], T]) -> T:
         """Run ``work`` on a thread inside container number ``place``, a pin's path, or the host (None)."""

@@ -9,7 +9,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -146,11 +146,15 @@ def test_kill_at_any_instant_leaves_nothing_after_restore(on_private_host: Run) 
 
 def _churn_and_kill(host: Any, seconds: float) -> None:
     """A second daemon that opens and closes sandboxes until it is killed."""
+    _in_another_daemon(host, _churn, seconds)
+
+
+def _in_another_daemon(host: Any, work: Callable[[Any], Awaitable[None]], seconds: float) -> None:
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
             host.reopen_store()
-            asyncio.new_event_loop().run_until_complete(_churn(host))
+            asyncio.new_event_loop().run_until_complete(work(host))
         os._exit(0)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
@@ -165,6 +169,86 @@ async def _churn(host: Any) -> None:
         await service.connect(host.request(number, ports={"80/tcp": ""}))
         if number % 3:
             await service.close_sandbox(f"{number:064x}")
+
+
+def test_a_kill_during_connect_and_disconnect_is_finished_or_undone(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        await host.service.create(CreateRequest(name="blue", enable_ipv6=True))
+        await host.service.create(CreateRequest(name="red"))
+        chance = random.Random(11)
+        undone = 0
+        for _ in range(12):
+            await host.service.close()
+            _in_another_daemon(host, _connect_churn, chance.uniform(0.15, 0.5))
+            running = frozenset(
+                set(os.listdir(f"{host.root}/netns")) & {name for name, _ in host.store.all("endpoint")}
+            )
+            before = len(_interfaces(host, running))
+            host.service = host.new_service()
+            await host.service.restore(running)
+            await host.service.reaper.drain()
+            undone += before != len(_interfaces(host, running))
+            _agrees(host, running)
+        assert undone, "the kills hit an idle daemon"
+        for container_id in running:
+            await host.service.close_sandbox(container_id)
+
+    on_private_host(scenario)
+
+
+def _interfaces(host: Any, running: frozenset[str]) -> set[tuple[int, str]]:
+    numbers = [int(container_id, 16) for container_id in running]
+    names = {n: host.within(n, lambda: [name for _, name in socket.if_nameindex() if name != "lo"]) for n in numbers}
+    return {(number, name) for number, found in names.items() for name in found}
+
+
+def _agrees(host: Any, running: frozenset[str]) -> None:
+    """Kernel, firewall, names and records say the same."""
+    sandboxes = [host.service.sandbox(container_id) for container_id in running]
+    endpoints = [e for sandbox in sandboxes for e in sandbox.endpoints]
+    addresses = [a for e in endpoints for a in e.addresses]
+    assert len(set(addresses)) == len(addresses)
+    assert {name for name in host.link_names() if name.startswith("gveth")} == {e.veth for e in endpoints}
+    assert _interfaces(host, running) == {
+        (int(s.request.container_id, 16), e.device) for s in sandboxes for e in s.endpoints
+    }
+    assert set(os.listdir(f"{host.root}/netns")) == running
+    # A port takes an element for each IP version: "ports" alone are counted here.
+    assert host.published() == sum(not p.host_ip.startswith("::") for e in endpoints for p in e.ports)
+    for sandbox in sandboxes:
+        for other in sandboxes:
+            shared = {e.network_id for e in sandbox.endpoints} & {e.network_id for e in other.endpoints}
+            known = [e for e in other.endpoints if e.network_id in shared and e.network != "bridge"]
+            asks = any(e.network != "bridge" for e in sandbox.endpoints)
+            if known and asks and other is not sandbox:
+                code, found = host.resolve(int(sandbox.request.container_id, 16), other.request.name)
+                assert (code, found[0] in {e.address for e in known}) == (0, True)
+
+
+async def _connect_churn(host: Any) -> None:
+    service = host.new_service()
+    await service.restore(frozenset(os.listdir(f"{host.root}/netns")))
+    requests = {f"c{n}": host.request(n, ports={"80/tcp": ""}) for n in range(1, 6)}
+
+    class Directory:
+        def network_target(self, reference: str) -> NetworkTarget:
+            return NetworkTarget(request=requests[reference], running=True)
+
+    service.containers = Directory()
+    chance = random.Random()
+    while True:
+        name = chance.choice(list(requests))
+        network = chance.choice(("blue", "red", "bridge"))
+        action = chance.choice(("open", "connect", "connect", "disconnect", "close"))
+        with contextlib.suppress(GantryError):
+            if action == "open":
+                await host.up_with(service, requests[name])
+            elif action == "close" and chance.random() < 0.3:
+                await service.close_sandbox(requests[name].container_id)
+            elif action == "connect":
+                await attach.connect(service, network, name, {"Aliases": ["app"]})
+            else:
+                await attach.disconnect(service, network, name, force=True)
 
 
 def test_networks_of_the_user_are_apart(on_private_host: Run) -> None:
@@ -235,9 +319,9 @@ def test_connect_and_disconnect_a_running_container(on_private_host: Run) -> Non
         assert host.ask(host.outside, host.host_address, 8080, 0.4) == "", "its ports went with the network"
         host.serve(host.outside, 9000)
         assert host.ask(1, host.outside_address, 9000) == host.host_address, "the default route moved"
-        with pytest.raises(PermissionDenied, match="is not connected"):
-            await attach.disconnect(service, "bridge", "c1", force=False)
-        await attach.disconnect(service, "bridge", "c1", force=True)
+        for force in (False, True):
+            with pytest.raises(PermissionDenied, match="is not connected"):
+                await attach.disconnect(service, "bridge", "c1", force=force)
         await service.close_sandbox(one.container_id)
         await host.up(one)
         assert list(service.settings(one)["Networks"]) == ["blue"], "the choice outlives a restart of the container"
