@@ -250,13 +250,15 @@ class Database:
         """``flush`` without blocking the loop; callers that wait at the same time share one."""
         wanted = self.generation
         while self._flushed < wanted:
-            if self._flushing is None:
+            if self._flushing is None or self._flushing.done():
+                # A flush that is done but whose callback has still to run cannot be waited for: that would not yield.
                 self._flushing = asyncio.get_running_loop().run_in_executor(self._flusher, self.flush)
                 self._flushing.add_done_callback(self._flush_ended)
             await asyncio.shield(self._flushing)
 
     def _flush_ended(self, ended: asyncio.Future[None]) -> None:
-        self._flushing = None
+        if self._flushing is ended:
+            self._flushing = None
         if not ended.cancelled():
             ended.exception()  # waiters have it; without one it is of no interest
 

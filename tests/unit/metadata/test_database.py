@@ -177,3 +177,23 @@ def test_labels_survive_and_empty_values_do_not() -> None:
     labels = {"b": "2", "a": "1", "ü": "ö"}
     assert unpack_labels(pack_labels(labels)) == labels
     assert unpack_labels(pack_labels({"a": ""})) == {}
+
+
+def test_a_flush_that_has_just_ended_holds_nobody_up(database: Database) -> None:
+    """Whoever commits between the end of a flush and its callback starts another one, and does not spin."""
+
+    async def commit_behind(flush: asyncio.Future[None]) -> None:
+        while not flush.done():
+            await asyncio.sleep(0)
+        database.committed()
+        await database.flushed()
+
+    async def scenario() -> None:
+        database.committed()
+        first = asyncio.ensure_future(database.flushed())
+        while database._flushing is None:
+            await asyncio.sleep(0)
+        # Done futures are looked at before their callbacks run: polling tasks are ahead of them in the loop's queue.
+        await asyncio.wait_for(asyncio.gather(first, *(commit_behind(database._flushing) for _ in range(8))), 10)
+
+    asyncio.run(asyncio.wait_for(scenario(), 15))
