@@ -15,6 +15,7 @@ from oci.errors import (
     GantryError,
     InvalidArgument,
     NotFound,
+    OutOfRange,
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
@@ -34,6 +35,7 @@ _BY_ERROR_CODE: dict[str, type[GantryError]] = {
     "MANIFEST_INVALID": InvalidArgument,
     "NAME_INVALID": InvalidArgument,
     "SIZE_INVALID": InvalidArgument,
+    "BLOB_UPLOAD_UNKNOWN": NotFound,
 }
 _BY_STATUS: dict[int, type[GantryError]] = {
     400: InvalidArgument,
@@ -41,6 +43,7 @@ _BY_STATUS: dict[int, type[GantryError]] = {
     403: PermissionDenied,
     404: NotFound,
     405: Unimplemented,
+    413: OutOfRange,
     429: ResourceExhausted,
 }
 MAX_TEXT = 400
@@ -90,8 +93,9 @@ def from_connection(error: Exception, url: str) -> GantryError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
+            why = getattr(cause, "verify_message", "") or str(getattr(cause, "certificate_error", cause))
             return Unavailable(
-                f'Get "{url}": tls: failed to verify certificate: {cause.verify_message}',
+                f'Get "{url}": tls: failed to verify certificate: {why}',
                 hint="put the registry's CA into certs.d/<host>/ca.crt, or allow it with --insecure-registry",
             )
         if isinstance(cause, ConnectionRefusedError):

@@ -45,10 +45,14 @@ ACCEPT = ", ".join((MEDIA_INDEX, DOCKER_LIST, MEDIA_MANIFEST, DOCKER_MANIFEST, "
 
 
 class Download(NamedTuple):
-    """A blob arriving: ``offset`` is where its first byte belongs (0 when the registry serves no ranges)."""
+    """A blob arriving: ``offset`` is where its first byte belongs (0 when the registry serves no ranges).
+
+    ``partial``: the registry served the range that was asked for, not the whole blob.
+    """
 
     offset: int
     pieces: AsyncIterator[bytes]
+    partial: bool = False
 
 
 class Upload(NamedTuple):
@@ -101,13 +105,17 @@ class Repository:
 
     @contextlib.asynccontextmanager
     async def blob(
-        self, descriptor: Descriptor, offset: int = 0, on_retry: Retrying | None = None
+        self, descriptor: Descriptor, offset: int = 0, on_retry: Retrying | None = None, length: int = 0
     ) -> AsyncIterator[Download]:
-        """The blob's bytes from ``offset``; the caller verifies. A cut raises ``Unavailable`` out of the pieces."""
+        """The blob's bytes from ``offset``, ``length`` of them (0: all that follow); the caller verifies.
+
+        A cut raises ``Unavailable`` out of the pieces.
+        """
         async with contextlib.AsyncExitStack() as stack:
 
             async def begin(endpoint: Endpoint) -> Download:
-                headers = {"Range": f"bytes={offset}-"} if offset else {}
+                last = str(offset + length - 1) if length else ""
+                headers = {"Range": f"bytes={offset}-{last}"} if offset or length else {}
                 request = Request(
                     "GET",
                     f"{self._path}/blobs/{descriptor.digest}",
@@ -119,7 +127,7 @@ class Repository:
                 )
                 response = await stack.enter_async_context(self.visitor.answer(endpoint, request))
                 start = _range_start(response.headers.get("Content-Range", "")) if response.status == 206 else 0
-                return Download(start, _pieces(response, descriptor.digest))
+                return Download(start, _pieces(response, descriptor.digest), response.status == 206)
 
             yield await self._anywhere("pull", begin)
 

@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from containerd_py.interfaces import ContentStore, ContentWriter, LeaseStore, Resource, Scope
-from containerd_py.registry.client import Patience, Retrying
-from containerd_py.registry.repository import Download
+from containerd_py.registry.client import Patience
 from containerd_py.transfer import graph
 from containerd_py.transfer.model import Event, Report
+from containerd_py.transfer.ranges import BlobSource, ranged
 from oci.errors import (
     AlreadyExists,
     DataLoss,
@@ -36,14 +35,6 @@ REPORT_EVERY = 0.1
 """Seconds between two events about the same blob's bytes."""
 CORRUPT_TRIES = 2
 BUSY_WAIT = 0.2
-
-
-class BlobSource(Protocol):
-    """Where blobs come from: ``registry.Repository``."""
-
-    def blob(
-        self, descriptor: Descriptor, offset: int = 0, on_retry: Retrying | None = None
-    ) -> AbstractAsyncContextManager[Download]: ...
 
 
 def ingest_ref(descriptor: Descriptor) -> str:
@@ -193,7 +184,7 @@ class Fetcher:
         def retrying(seconds: float) -> None:
             say(Event("retrying", blob.digest, max(1, round(seconds)), 0, blob))
 
-        async with source.blob(blob, writer.offset, retrying) as download:
+        async with ranged(source, blob, writer.offset, retrying, self._patience) as download:
             if download.offset > writer.offset:
                 raise DataLoss(f"blob {blob.digest}: the registry left out bytes before {download.offset}")
             if download.offset < writer.offset:

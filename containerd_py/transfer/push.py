@@ -17,11 +17,13 @@ from containerd_py.transfer import graph, platforms
 from containerd_py.transfer.failures import first_failure
 from containerd_py.transfer.fetch import REPORT_EVERY
 from containerd_py.transfer.model import Event, Report, Stores
-from oci.errors import DeadlineExceeded, GantryError, NotFound, Unavailable
+from oci.errors import DeadlineExceeded, GantryError, NotFound, OutOfRange, Unavailable
 from oci.image import Descriptor, Index, Platform
 
 PARALLEL = 4
 PIECE = 1 << 20
+CHUNK = 8 << 20
+"""Bytes of one request where a whole blob in one was refused as too large."""
 
 
 class Push:
@@ -122,20 +124,23 @@ class Push:
     async def _upload(self, blob: Descriptor) -> None:
         failures = 0
         upload: Upload | None = None
+        piece = blob.size
         while True:
-            start = 0
             try:
-                if upload is not None:
-                    upload, start = await self._resumed(blob, upload)
-                else:
+                start = 0
+                if upload is None:
                     upload = await self._repository.begin_upload(blob.digest)
-                if upload.location is None:
-                    return
-                if start < blob.size or not blob.size:
-                    body = _Body(self, blob, start)
-                    upload = await self._repository.send(upload, body, start, blob.size - start)
-                await self._repository.finish(upload, blob.digest)
+                else:
+                    upload, start = await self._resumed(blob, upload)
+                if upload.location is not None:
+                    upload = await self._sent(blob, upload, start, piece)
+                    await self._repository.finish(upload, blob.digest)
                 return
+            except OutOfRange:
+                # Something on the way takes only so many bytes in one request.
+                if piece <= CHUNK:
+                    raise
+                upload, piece = None, CHUNK
             except (Unavailable, DeadlineExceeded):
                 failures += 1
                 if failures >= self._patience.tries:
@@ -143,6 +148,14 @@ class Push:
                 seconds = self._patience.wait(failures - 1)
                 self._report(Event("retrying", blob.digest, max(1, round(seconds)), 0, blob))
                 await asyncio.sleep(seconds)
+
+    async def _sent(self, blob: Descriptor, upload: Upload, start: int, piece: int) -> Upload:
+        """Send the blob from ``start``, at most ``piece`` bytes in one request."""
+        while start < blob.size:
+            size = min(piece, blob.size - start)
+            upload = await self._repository.send(upload, _Body(self, blob, start, size), start, size)
+            start += size
+        return upload
 
     async def _resumed(self, blob: Descriptor, upload: Upload) -> tuple[Upload, int]:
         """The upload to go on with and the byte to go on from; a new one when the registry forgot it."""
@@ -156,12 +169,12 @@ class Push:
             return await self._repository.begin_upload(blob.digest), 0
         return found, start
 
-    async def pieces(self, blob: Descriptor, start: int) -> AsyncIterator[bytes]:
-        """The blob's bytes from ``start``, telling now and then how far they went."""
+    async def pieces(self, blob: Descriptor, start: int, size: int) -> AsyncIterator[bytes]:
+        """``size`` of the blob's bytes from ``start``, telling now and then how far they went."""
         last = 0.0
         with self._content.open(self._scope, blob.digest) as opened:
-            at = start
-            while data := await asyncio.to_thread(opened.read, PIECE, at):
+            at, end = start, start + size
+            while at < end and (data := await asyncio.to_thread(opened.read, min(PIECE, end - at), at)):
                 yield data
                 at += len(data)
                 now = time.monotonic()
@@ -173,8 +186,8 @@ class Push:
 class _Body:
     """Makes the body of an upload anew for every try."""
 
-    def __init__(self, push: Push, blob: Descriptor, start: int) -> None:
-        self._push, self._blob, self._start = push, blob, start
+    def __init__(self, push: Push, blob: Descriptor, start: int, size: int) -> None:
+        self._push, self._blob, self._start, self._size = push, blob, start, size
 
     def __call__(self) -> AsyncIterator[bytes]:
-        return self._push.pieces(self._blob, self._start)
+        return self._push.pieces(self._blob, self._start, self._size)

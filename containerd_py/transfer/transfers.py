@@ -42,7 +42,7 @@ class Transfers:
         self._config = config or RegistryConfig()
         self._patience = patience or Patience()
         self._http = Http(self._patience)
-        self._fetcher = Fetcher(stores.content, stores.leases, self._patience)
+        self.fetcher = Fetcher(stores.content, stores.leases, self._patience)
 
     async def close(self) -> None:
         """Close the connections to registries."""
@@ -67,7 +67,7 @@ class Transfers:
         name = destination.name or str(repository.reference.tagged())
         repository.visitor.on_retry = lambda seconds: report(Event("retrying", name, max(1, round(seconds))))
         with self._leased(scope) as held:
-            target = await Pull(self._stores, self._fetcher, held, repository, destination, report).run()
+            target = await Pull(self._stores, self.fetcher, held, repository, destination, report).run()
             for one in dict.fromkeys([name, *(extra.name for extra in destination.extra if not extra.prefix)]):
                 save(self._stores, held, one, target, dict(destination.labels))
             await self._stores.flushed()

@@ -69,7 +69,7 @@ async def pieces_of(data: bytes) -> AsyncIterator[bytes]:
 class Daemon:
     """Stores in a directory and the transfers upon them."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, patience: Patience = QUICK) -> None:
         exchange = LocalExchange()
         base.mkdir()
         self.database = Database(str(base / "meta.db"))
@@ -79,7 +79,7 @@ class Daemon:
         self.images = Images(self.database, exchange, self.collector)
         self.leases = Leases(self.database, self.collector)
         stores = Stores(self.content, self.images, self.leases, None, self.database.flushed)
-        self.transfers = Transfers(stores, RegistryConfig(directories=()), QUICK)
+        self.transfers = Transfers(stores, RegistryConfig(directories=()), patience)
         self.events: list[Event] = []
 
     async def load(self, path: Path, destination: Destination | None = None) -> list[str]:
