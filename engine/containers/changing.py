@@ -16,8 +16,9 @@ from engine.containers.config import HostConfig, RestartPolicy, cleaned
 from engine.containers.machine import Machine
 from engine.containers.names import check_name
 from engine.containers.registry import Registry
+from engine.http import gojson
 from engine.spec import resources
-from oci.errors import FailedPrecondition, InvalidArgument
+from oci.errors import FailedPrecondition, InvalidArgument, NotFound
 from protos.containerd import tasks_pb2
 
 RESOURCES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources"
@@ -50,10 +51,22 @@ class Changer:
             await self._registry.networks.rename(machine.id, wanted)
         self._registry.publish(machine, "rename", {"oldName": f"/{old}"})
 
+    async def unlink(self, machine: Machine, alias: str) -> None:
+        """Forget the link that ``machine`` has under ``alias``. Raises ``NotFound``.
+
+        A running container keeps what its links gave it until it is started again.
+        """
+        async with machine.lock:
+            host = machine.doc.host
+            left = tuple(link for link in host.links or () if link.rpartition(":")[2].rpartition("/")[2] != alias)
+            if len(left) == len(host.links or ()):
+                raise NotFound(f"No such link: /{machine.doc.name}/{alias}")
+            machine.update(host=msgspec.structs.replace(host, links=left or None))
+
     async def update(self, machine: Machine, body: dict[str, Any]) -> list[str]:
         """Change limits and restart policy; the warnings. Raises ``InvalidArgument``, ``FailedPrecondition``."""
         try:
-            given = msgspec.convert(cleaned(body), HostConfig, strict=False)
+            given = msgspec.convert(cleaned(gojson.folded(body, HostConfig)), HostConfig, strict=False)
         except msgspec.ValidationError as error:
             raise InvalidArgument(f"invalid update: {error}") from None
         async with machine.lock:

@@ -6,11 +6,14 @@ what a client sent comes back from inspect as it was sent. Source: Docker Engine
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from engine.http import gojson
 from oci.errors import InvalidArgument
+
+T = TypeVar("T")
 
 
 class Healthcheck(msgspec.Struct, frozen=True, omit_defaults=True, rename="pascal"):
@@ -243,6 +246,18 @@ class CreateBody(msgspec.Struct, frozen=True):
     networking: NetworkingConfig
 
 
+class _Parts(msgspec.Struct, frozen=True, rename="pascal"):
+    """What a create request has beside the container's own configuration."""
+
+    host_config: dict[str, Any] = {}
+    networking_config: dict[str, Any] = {}
+    runtime: str = ""
+
+
+def _converted(document: dict[str, Any], kind: type[T]) -> T:
+    return msgspec.convert(cleaned(gojson.folded(document, kind)), kind, strict=False)
+
+
 _SETS = frozenset({"ExposedPorts", "Volumes", "EndpointsConfig"})
 """Maps whose values may be null, meaning an empty object."""
 
@@ -271,11 +286,15 @@ def decode_create(raw: bytes) -> CreateBody:
         document = msgspec.json.decode(raw or b"{}")
         if not isinstance(document, dict):
             raise InvalidArgument("invalid container configuration: a JSON object is expected")
-        document = cleaned(document)
+        parts = gojson.convert(document, _Parts)
+        host = dict(parts.host_config)
+        # Where the oldest clients put it, and the SDK for Python still does.
+        if parts.runtime:
+            host.setdefault("Runtime", parts.runtime)
         return CreateBody(
-            config=msgspec.convert(document, ContainerConfig, strict=False),
-            host=msgspec.convert(document.get("HostConfig", {}), HostConfig, strict=False),
-            networking=msgspec.convert(document.get("NetworkingConfig", {}), NetworkingConfig, strict=False),
+            config=_converted(document, ContainerConfig),
+            host=_converted(host, HostConfig),
+            networking=_converted(parts.networking_config, NetworkingConfig),
         )
     except msgspec.DecodeError as error:
         raise InvalidArgument(f"invalid container configuration: {error}") from None

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from engine.http import gojson
 from oci.errors import InvalidArgument
 
 T = TypeVar("T")
@@ -53,14 +54,14 @@ class Request:
     params: dict[str, str] = field(default_factory=dict)
 
     def text(self, name: str, default: str = "") -> str:
-        """The last value of query parameter ``name``."""
+        """The first value of query parameter ``name``, as Go's ``url.Values.Get`` takes it."""
         values = self.query.get(name)
-        return values[-1] if values else default
+        return values[0] if values else default
 
     def flag(self, name: str, default: bool = False) -> bool:
         """Query parameter ``name`` as Docker reads booleans: empty, 0, no, false and none are false."""
         values = self.query.get(name)
-        return values[-1].strip().lower() not in _FALSE if values else default
+        return values[0].strip().lower() not in _FALSE if values else default
 
     def number(self, name: str, default: int | None = None) -> int | None:
         """Query parameter ``name`` as an integer; raises ``InvalidArgument`` when it is not one."""
@@ -95,12 +96,12 @@ class Request:
         return b"".join(parts)
 
     async def json(self, kind: type[T]) -> T:
-        """The body decoded as ``kind``; raises ``InvalidArgument`` naming the JSON path."""
+        """The body decoded as ``kind``, as Go would; raises ``InvalidArgument`` naming the JSON path."""
         raw = await self.body()
         if not raw.strip():
             raise InvalidArgument(f"request body of {self.method} {self.path} is empty: JSON expected")
         try:
-            return msgspec.json.decode(raw, type=kind, strict=False)
+            return gojson.decode(raw, kind)
         except msgspec.DecodeError as error:
             raise InvalidArgument(f"invalid JSON in the body of {self.method} {self.path}: {error}") from None
 

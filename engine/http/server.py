@@ -231,7 +231,7 @@ class Connection:
             return await route.handler(request)
         except Exception as error:
             status = status_of(error)
-            if status >= 500 and not isinstance(error, GantryError):
+            if status >= 500 and not isinstance(error, (GantryError, HttpError)):
                 log.exception("request failed", method=method, path=raw_path)
             else:
                 log.debug("request refused", method=method, path=raw_path, status=status, error=str(error))
