@@ -49,6 +49,7 @@ def routes(containers: ContainerService) -> list[Route]:
         Route("POST", f"{one}/attach", api.attach),
         Route("POST", f"{one}/wait", api.wait),
         Route("DELETE", one, api.remove),
+        Route("DELETE", f"{one}/{{link}}", api.unlink, "with link=1: the legacy link of that alias"),
     ]
 
 
@@ -162,9 +163,16 @@ class ContainersApi:
         """``DELETE /containers/{id}``."""
         machine = self._containers.find(request.params["id"])
         if request.flag("link"):
-            raise InvalidArgument("Bad parameters: removing links is not supported: there are no legacy links")
+            raise InvalidArgument("invalid link: a container and its link's alias are needed, as in web/db")
         work = self._containers.remover.remove(machine, force=request.flag("force"), volumes=request.flag("v"))
         await self._shielded(work)
+        return empty()
+
+    async def unlink(self, request: Request) -> Answer:
+        """``DELETE /containers/{id}/{alias}?link=1``."""
+        if not request.flag("link"):
+            raise NotFound(f"No such container: {request.params['id']}/{request.params['link']}")
+        await self._containers.changer.unlink(self._machine(request), request.params["link"])
         return empty()
 
     async def inspect(self, request: Request) -> Answer:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from engine.containers.exec import ExecConfig, Execs
 from engine.containers.service import ContainerService
+from engine.http import gojson
 from engine.http.messages import Answer, Duplex, Hijack, Request, Response, json_response
 from engine.http.router import Route
 from oci.errors import InvalidArgument
@@ -43,23 +42,18 @@ class ExecApi:
 
     async def create(self, request: Request) -> Answer:
         """``POST /containers/{id}/exec``."""
-        given = await request.json(dict[str, Any])
-        try:
-            # Clients send null for what they leave open.
-            config = msgspec.convert({k: v for k, v in given.items() if v is not None}, ExecConfig, strict=False)
-        except msgspec.ValidationError as error:
-            raise InvalidArgument(f"invalid exec configuration: {error}") from None
+        config = await request.json(ExecConfig)
         return json_response({"Id": self._execs.create(request.params["id"], config).id}, 201)
 
     async def start(self, request: Request) -> Answer:
         """``POST /exec/{id}/start``: the connection becomes the process's stdio unless ``Detach`` was asked for."""
         raw = await request.body()
         try:
-            body = msgspec.json.decode(raw, type=StartBody, strict=False) if raw.strip() else StartBody()
+            body = gojson.decode(raw, StartBody) if raw.strip() else StartBody()
         except msgspec.DecodeError as error:
             raise InvalidArgument(f"invalid JSON in the body of {request.method} {request.path}: {error}") from None
         process = self._execs.startable(request.params["id"])
-        if body.console_size is not None and not process.config.tty:
+        if body.console_size is not None and not body.tty:
             raise InvalidArgument("console size is only supported when TTY is enabled")
         if body.detach:
             await self._execs.run_detached(process, body.console_size)
@@ -67,11 +61,13 @@ class ExecApi:
         # Claimed before the answer goes out: a second start must be refused.
         process.running = True
 
-        async def run(duplex: Duplex) -> None:
-            await self._execs.run_attached(process, duplex, body.console_size)
+        # Whether output is framed is what the start says, whatever the process has (clients rely on it).
+        framed = not body.tty
 
-        framed = not process.config.tty and request.api_version >= (1, 42)
-        return Hijack(run, MULTIPLEXED if framed else RAW)
+        async def run(duplex: Duplex) -> None:
+            await self._execs.run_attached(process, duplex, body.console_size, framed=framed)
+
+        return Hijack(run, MULTIPLEXED if framed and request.api_version >= (1, 42) else RAW)
 
     async def resize(self, request: Request) -> Answer:
         """``POST /exec/{id}/resize``."""

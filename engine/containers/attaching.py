@@ -25,6 +25,7 @@ class Detached(Exception):
 
 
 RECONNECT_SECONDS = 0.05
+HEAD_START_SECONDS = 0.02
 LINE_LIMIT = 1 << 20
 
 
@@ -77,6 +78,9 @@ class Relay:
     async def serve(self, client: Duplex) -> None:
         """Relay until the container's run is over, the client detaches, or the client is gone."""
         try:
+            if self._options.logs:
+                # Clients that read the answer's head through a buffer (the SDK for Python) lose what comes with it.
+                await asyncio.sleep(HEAD_START_SECONDS)
             if self._options.stream:
                 await self._stream(client)
             elif self._options.logs:

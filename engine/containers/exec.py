@@ -242,7 +242,9 @@ class Execs:
 
         await asyncio.shield(self.spawn(self._serve(process, fifos, sink)))
 
-    async def run_attached(self, process: ExecProcess, duplex: Duplex, console: tuple[int, int] | None) -> None:
+    async def run_attached(
+        self, process: ExecProcess, duplex: Duplex, console: tuple[int, int] | None, *, framed: bool
+    ) -> None:
         """Start with the client's connection as stdio; returns when the exec is over or the client detached."""
         config = process.config
         fifos = self._fifos(process, stdin=config.attach_stdin)
@@ -250,12 +252,12 @@ class Execs:
             await self.start(process, fifos, console)
         except GantryError as error:
             fifos.close()
-            await ExecClient(duplex, tty=config.tty).send(STDOUT, f"{error}\r\n".encode())
+            await ExecClient(duplex, framed=framed).send(STDOUT, f"{error}\r\n".encode())
             return
         except BaseException:
             fifos.close()
             raise
-        client = ExecClient(duplex, tty=config.tty)
+        client = ExecClient(duplex, framed=framed)
         serving = self.spawn(self._serve(process, fifos, client.send))
         feeding = self.spawn(self._feed(process, fifos, duplex, client)) if fifos.stdin is not None else None
         detached = self.spawn(client.detached.wait())
@@ -405,20 +407,20 @@ class Execs:
 class ExecClient:
     """The client's side of an attached exec; after it is gone, output goes nowhere."""
 
-    def __init__(self, duplex: Duplex, *, tty: bool) -> None:
+    def __init__(self, duplex: Duplex, *, framed: bool) -> None:
         self._duplex = duplex
-        self._tty = tty
+        self._framed = framed
         self._turn = asyncio.Lock()
         self.gone = False
         self.detached = asyncio.Event()
 
     async def send(self, stream: int, data: bytes) -> None:
-        """One piece of output, framed unless there is a terminal."""
+        """One piece of output."""
         if self.gone:
             return
         try:
             async with self._turn:
-                await self._duplex.write(data if self._tty else frame_header(stream, len(data)) + data)
+                await self._duplex.write(frame_header(stream, len(data)) + data if self._framed else data)
         except (ConnectionError, OSError):
             self.gone = True
 

@@ -78,8 +78,6 @@ def check_options(driver: str, options: dict[str, str]) -> None:
         parse_size(options["max-size"])
     if "max-file" in options:
         _positive(options["max-file"], "max-file")
-        if int(options["max-file"]) > 1 and "max-size" not in options and driver == "json-file":
-            raise InvalidArgument("max-file cannot be used without max-size: nothing would be rotated")
 
 
 def parse_size(text: str) -> int:

@@ -115,7 +115,7 @@ async def body_streams(tmp_path: Path) -> None:
     world = World(tmp_path)
     process = world.create(attach_stdin=True)
     duplex = FakeDuplex()
-    running = asyncio.create_task(world.execs.run_attached(process, duplex, None))
+    running = asyncio.create_task(world.execs.run_attached(process, duplex, None, framed=True))
     await until(lambda: process.pid == 77)
     os.write(world.tasks.ends[1], b"out" * 10000)
     os.write(world.tasks.ends[2], b"err")
@@ -146,7 +146,7 @@ async def body_client_gone(tmp_path: Path) -> None:
     process = world.create()
     duplex = FakeDuplex()
     duplex.broken = True
-    running = asyncio.create_task(world.execs.run_attached(process, duplex, None))
+    running = asyncio.create_task(world.execs.run_attached(process, duplex, None, framed=True))
     await until(lambda: process.pid)
     os.set_blocking(world.tasks.ends[1], False)
     written = 0
@@ -170,7 +170,7 @@ async def body_failed_start(tmp_path: Path) -> None:
         'OCI runtime exec failed: exec failed: exec: "nosuch": executable file not found in $PATH: unknown'
     )
     duplex = FakeDuplex()
-    await world.execs.run_attached(process, duplex, None)
+    await world.execs.run_attached(process, duplex, None, framed=True)
     assert b"executable file not found" in duplex.sent
     assert process.document()["ExitCode"] == 127
     with pytest.raises(FailedPrecondition, match="already run"):
@@ -181,7 +181,7 @@ async def body_grandchild(tmp_path: Path) -> None:
     """A grandchild that keeps stdout open delays the end by the grace, not for ever."""
     world = World(tmp_path)
     process = world.create()
-    running = asyncio.create_task(world.execs.run_attached(process, FakeDuplex(), None))
+    running = asyncio.create_task(world.execs.run_attached(process, FakeDuplex(), None, framed=True))
     await until(lambda: process.pid)
     world.registry.exec_exits[0](world.machine, process.id, 0, 1)
     await asyncio.sleep(0.2)
