@@ -11,13 +11,15 @@ import base64
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from engine.containers.machine import Machine
+from engine.containers.model import MountPoint
 from engine.containers.registry import Registry
+from engine.containers.subpaths import Subpaths
 from engine.containers.times import rfc3339
 from engine.spec import users
 from engine.spec.rootfs import Rootfs, layers_of
@@ -145,16 +147,14 @@ class Archives:
         doc = machine.doc
         if doc.state.status == "dead" or machine.removing:
             raise FailedPrecondition(f"container {doc.id} is dead or marked for removal")
-        points = [
-            {"source": p.source, "destination": p.destination, "rw": p.rw} for p in doc.mounts if p.type != "tmpfs"
-        ]
         request: dict[str, Any] = {
             "op": op,
             "path": path,
-            "points": points,
+            "points": _points(doc.mounts),
             "readonly": doc.host.readonly_rootfs,
             **more,
         }
+        held = contextlib.ExitStack()
         volumes: list[str] = []
         user = f"{doc.id} files"
         if doc.state.alive and doc.state.pid:
@@ -163,6 +163,8 @@ class Archives:
             volumes = [point.name for point in doc.mounts if point.type == "volume"]
             for name in volumes:
                 await self._registry.volumes.use(name, user)
+            subpaths = held.enter_context(Subpaths(doc.mounts))
+            request["points"] = _points(subpaths)
             request["rootfs"] = msgspec.to_builtins(await self._registry.rootfs(machine))
             request["rootfs"] = [m | {"options": list(m["options"])} for m in request["rootfs"]]
             request["directory"] = self._registry.directory(doc.id)
@@ -170,6 +172,7 @@ class Archives:
         worker = await Worker.start(request)
 
         async def release() -> None:
+            held.close()
             for name in volumes:
                 await self._registry.volumes.release(name, user)
 
@@ -188,6 +191,11 @@ class Archives:
         with Rootfs(layers_of(rootfs)) as files:
             user = users.resolve_in(files, machine.doc.config.user)
         return user.uid, user.gid
+
+
+def _points(mounts: Iterable[MountPoint]) -> list[dict[str, Any]]:
+    """What the worker is told of a container's mounts."""
+    return [{"source": p.source, "destination": p.destination, "rw": p.rw} for p in mounts if p.type != "tmpfs"]
 
 
 def encoded_stat(document: dict[str, Any] | None) -> str:

@@ -24,6 +24,7 @@ from engine.containers.machine import ExitStatus, Machine
 from engine.containers.model import Container, SpecRequest
 from engine.containers.registry import Registry
 from engine.containers.starterrors import translated_start, unknown_if_zero
+from engine.containers.subpaths import Subpaths
 from engine.interfaces import SandboxFiles, SandboxRequest
 from engine.spec import build_spec
 from oci.errors import FailedPrecondition, GantryError, Internal, NotFound
@@ -74,9 +75,12 @@ class Launcher:
         try:
             directory = registry.directory(machine.id)
             prepare_files(machine.doc, directory)
-            spec = build_spec(await self._spec_request(machine, netns, request))
-            await self._record(machine, msgspec.json.encode(spec))
-            await self._create_task(machine, mounts)
+            asked = await self._spec_request(machine, netns, request)
+            with Subpaths(asked.container.mounts) as points:
+                container = msgspec.structs.replace(asked.container, mounts=points)
+                spec = build_spec(msgspec.structs.replace(asked, container=container))
+                await self._record(machine, msgspec.json.encode(spec))
+                await self._create_task(machine, mounts)
             machine.task_created()
             write_network_files(directory, await networked(connecting))
             with translated():

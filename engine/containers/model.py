@@ -44,6 +44,7 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One resolved mount of a container; ``source`` is a path on the host ("" for tmpfs).
 
     ``type`` is ``bind``, ``volume`` or ``tmpfs``. ``options`` are further mount options as text (tmpfs: ``size=…``).
+    ``subpath`` is what of a volume is mounted ("" for all of it).
     """
 
     type: str
@@ -58,6 +59,7 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     copy_up: bool = False
     anonymous: bool = False
     options: tuple[str, ...] = ()
+    subpath: str = ""
 
 
 class Container(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from engine.containers import subpaths
 from engine.containers.config import ContainerConfig, HostConfig, Mount
 from engine.containers.model import Container, MountPoint
 from engine.containers.volumes import ANONYMOUS_LABEL, Volumes
@@ -112,8 +113,6 @@ def _bind_mount(mount: Mount, destination: str) -> MountPoint:
 
 def _volume_mount(mount: Mount, destination: str) -> MountPoint:
     options = mount.volume_options
-    if options is not None and options.subpath:
-        raise Unimplemented("volume subpaths are not built yet", hint="mount the whole volume")
     return MountPoint(
         type="volume",
         name=mount.source,
@@ -121,8 +120,9 @@ def _volume_mount(mount: Mount, destination: str) -> MountPoint:
         driver=(options.driver_config.name if options and options.driver_config else "") or "local",
         mode="z",
         rw=not mount.read_only,
-        copy_up=not (options is not None and options.no_copy),
+        copy_up=not (options is not None and (options.no_copy or options.subpath)),
         anonymous=not mount.source,
+        subpath=subpaths.check(options.subpath) if options is not None else "",
     )
 
 
