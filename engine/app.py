@@ -15,8 +15,9 @@ from engine.api import exec as exec_api
 from engine.api import images as images_api
 from engine.api import networks as networks_api
 from engine.api import swarm as swarm_api
-from engine.api import volumes as volumes_api
+from engine.api.disk_usage import DiskUsageApi
 from engine.api.system import SystemApi
+from engine.api.volumes import VolumesApi
 from engine.backend import Backend
 from engine.build.service import BuildService
 from engine.config import Config
@@ -69,6 +70,7 @@ class App:
 
     def routes(self) -> list[Route]:
         """Every endpoint there is."""
+        volumes = VolumesApi(self.containers)
         return [
             *self.system.routes(),
             *containers_api.routes(self.containers),
@@ -76,7 +78,8 @@ class App:
             *container_logs.routes(self.containers),
             *container_files.routes(self.containers),
             *container_stats.routes(self.containers),
-            *volumes_api.routes(self.containers),
+            *volumes.routes(),
+            *DiskUsageApi(self.containers, self.images, self.builds, volumes).routes(),
             *images_api.routes(self.images),
             *build_api.routes(self.builds),
             *networks_api.routes(self.networks),

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from engine.api.swarm import NOT_A_MANAGER
 from engine.containers.machine import Machine
 from engine.containers.service import ContainerService
 from engine.containers.times import SECOND, rfc3339
-from engine.containers.volumes import Volume, Volumes
+from engine.containers.volumes import ANONYMOUS_LABEL, Volume, Volumes
+from engine.http.errors import HttpError
 from engine.http.messages import Answer, Request, empty, json_response
 from engine.http.router import Route
 from oci.errors import GantryError, InvalidArgument, NotFound
@@ -19,18 +21,6 @@ LIST_FILTERS = frozenset({"dangling", "driver", "label", "name"})
 PRUNE_FILTERS = frozenset({"all", "label", "label!"})
 _TRUE = frozenset({"1", "true", "t", "True", "TRUE", "T"})
 _FALSE = frozenset({"0", "false", "f", "False", "FALSE", "F"})
-
-
-def routes(containers: ContainerService) -> list[Route]:
-    """The endpoints of this module."""
-    api = VolumesApi(containers)
-    return [
-        Route("GET", "/volumes", api.index),
-        Route("POST", "/volumes/create", api.create),
-        Route("POST", "/volumes/prune", api.prune),
-        Route("GET", "/volumes/{name}", api.inspect),
-        Route("DELETE", "/volumes/{name}", api.delete),
-    ]
 
 
 class VolumesApi:
@@ -43,6 +33,17 @@ class VolumesApi:
         containers.started.append(self._started)
         containers.ended.append(self._ended)
         self._jobs: set[asyncio.Task[None]] = set()
+
+    def routes(self) -> list[Route]:
+        """The endpoints of this class."""
+        return [
+            Route("GET", "/volumes", self.index),
+            Route("POST", "/volumes/create", self.create),
+            Route("POST", "/volumes/prune", self.prune),
+            Route("GET", "/volumes/{name}", self.inspect),
+            Route("PUT", "/volumes/{name}", self.update, "refused: only cluster volumes can be changed"),
+            Route("DELETE", "/volumes/{name}", self.delete),
+        ]
 
     def _started(self, machine: Machine) -> None:
         for point in machine.doc.mounts:
@@ -95,19 +96,20 @@ class VolumesApi:
 
     async def create(self, request: Request) -> Answer:
         """``POST /volumes/create``: also answers with a volume that is there already."""
-        body = await request.json(dict[str, Any])
-        try:
-            given = msgspec.convert({k: v for k, v in body.items() if v is not None}, CreateVolume, strict=False)
-        except msgspec.ValidationError as error:
-            raise InvalidArgument(f"invalid volume: {error}") from None
+        given = await request.json(CreateVolume)
+        labels = given.labels if given.name else {**(given.labels or {}), ANONYMOUS_LABEL: ""}
         volume, _ = self._volumes.create(
-            given.name, driver=given.driver, labels=given.labels, options=given.driver_opts or None
+            given.name, driver=given.driver, labels=labels, options=given.driver_opts or None
         )
         return json_response(self.document(volume), 201)
 
     async def inspect(self, request: Request) -> Answer:
         """``GET /volumes/{name}``."""
         return json_response(self.document(self._volumes.get(request.params["name"])))
+
+    async def update(self, request: Request) -> Answer:
+        """``PUT /volumes/{name}``: for cluster volumes, which need a swarm."""
+        raise HttpError(503, NOT_A_MANAGER)
 
     async def delete(self, request: Request) -> Answer:
         """``DELETE /volumes/{name}``; with ``force`` a missing volume is no error."""

@@ -30,7 +30,7 @@ class Api:
         self.volumes = Volumes(Store(":memory:"), str(tmp_path / "volumes"))
         self.bus = EventBus()
         fake = SimpleNamespace(volumes=self.volumes, bus=self.bus, started=[], ended=[])
-        self.router = Router(api.routes(cast(ContainerService, fake)))
+        self.router = Router(api.VolumesApi(cast(ContainerService, fake)).routes())
 
     def __call__(self, method: str, path: str, body: object = None, **query: str) -> tuple[int, Any]:
         route, params = self.router.find(method, path)
