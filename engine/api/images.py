@@ -61,7 +61,7 @@ async def progress(messages: AsyncIterator[Json]) -> Response:
 
     async def lines() -> AsyncIterator[bytes]:
         try:
-            if first is not None:
+            if first:
                 yield _line(first)
             async for message in messages:
                 yield _line(message)
@@ -75,6 +75,13 @@ async def progress(messages: AsyncIterator[Json]) -> Response:
                 await close()
 
     return Response(200, lines(), {"Content-Type": JSON})
+
+
+async def _behind_headers(messages: AsyncIterator[Json]) -> AsyncIterator[Json]:
+    """``messages`` where clients expect every failure in the stream, and the status 200."""
+    yield {}
+    async for message in messages:
+        yield message
 
 
 def _line(message: Json) -> bytes:
@@ -174,7 +181,8 @@ class ImagesApi:
     async def load(self, request: Request) -> Answer:
         """``POST /images/load``."""
         quiet = request.flag("quiet", True)
-        return await progress(self._images.transfers.load(request.chunks, _platform(request), quiet))
+        messages = self._images.transfers.load(request.chunks, _platform(request), quiet)
+        return await progress(_behind_headers(messages))
 
     async def save(self, request: Request) -> Answer:
         """``GET /images/get``."""

@@ -20,6 +20,7 @@ from engine.images.changes import apply_changes
 from engine.images.containerd import UNCOMPRESSED, Containerd, Metadata, descriptor_of
 from engine.images.records import Decoded
 from oci import digest as digests
+from oci.errors import FailedPrecondition, NotFound
 from oci.image import MEDIA_LAYER_GZIP, Descriptor, ExecutionConfig, History, ImageConfig, RootFS
 from oci.reference import Reference
 from protos.containerd import diff_pb2, snapshots_pb2, tasks_pb2
@@ -85,13 +86,17 @@ class Committer:
         if not wanted or container.state.status != "running":
             yield
             return
-        with translated():
+        held = False
+        # One that ended meanwhile changes its files no more.
+        with contextlib.suppress(FailedPrecondition, NotFound), translated():
             await tasks.Pause(tasks_pb2.PauseTaskRequest(container_id=container.id))
+            held = True
         try:
             yield
         finally:
-            with translated():
-                await tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=container.id))
+            if held:
+                with contextlib.suppress(FailedPrecondition, NotFound), translated():
+                    await tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=container.id))
 
     async def _diff(self, container: Container, metadata: Metadata) -> Descriptor:
         """The container's changes as a gzip layer."""
