@@ -139,6 +139,8 @@ def mount_rootfs(path: str, mounts: Sequence[RootfsMount], propagation: str) -> 
     """
     syscalls.mount(None, "/", None, ROOT_PROPAGATION.get(propagation, ROOT_PROPAGATION[""]))
     if mounts:
+        if "shared" in propagation:
+            _make_parent_private(path)
         for entry in mounts:
             _mount_layer(entry, path)
     else:
