@@ -23,8 +23,10 @@ NOT_FOUND = 127
 
 def parser(name: str) -> argparse.ArgumentParser:
     """The parser of one command of this module."""
-    out = Parser(f"gantry {name}")
+    # -h is the host name, as with docker.
+    out = Parser(f"gantry {name}", add_help=False)
     add = out.add_argument
+    add("--help", action="help", help="show this and exit")
     add("-i", "--interactive", action="store_true", help="keep standard input open")
     add("-t", "--tty", action="store_true", help="give it a terminal")
     add("-d", "--detach", action="store_true", help="do not wait for it")
@@ -45,7 +47,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("-v", "--volume", action="append", default=[], metavar="SOURCE:TARGET[:ro]")
     add("--tmpfs", action="append", default=[], metavar="DIR[:OPTIONS]")
     add("--network", "--net", default="", metavar="NAME")
-    add("-h", "--hostname", default="")
+    add("-h", "--hostname", default="", metavar="NAME")
     add("-l", "--label", action="append", default=[], metavar="NAME=VALUE")
     add("-m", "--memory", metavar="BYTES", help="a number with b, k, m or g")
     add("--cpus", type=float, default=0.0)
