@@ -12,7 +12,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from runc_py import cgroups, child, hooks, init, messages, namespaces, prepare, rootfs, state, syscalls
+from runc_py import cgroups, child, hooks, init, messages, namespaces, prepare, rootfs, shape, state, syscalls
 from runc_py import spec as specs
 from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.messages import Kind, Message
@@ -42,6 +42,7 @@ def create_container(
         spec = specs.load_spec(bundle)
     else:
         specs.validate_spec(spec)
+    spec = shape.without_nulls(spec)
     if not spec.get("process"):
         raise InvalidSpec("process: must be there to create a container")
     directory = state.reserve(runtime.root, container_id)

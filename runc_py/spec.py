@@ -10,6 +10,7 @@ import json
 import os
 from typing import Any
 
+from runc_py import shape
 from runc_py.errors import InvalidSpec
 
 Spec = dict[str, Any]
@@ -38,6 +39,8 @@ def read_spec(bundle: str, name: str = "config.json") -> Spec:
         raise InvalidSpec(f"JSON specification file {name} not found in {bundle}") from None
     except (OSError, ValueError) as error:
         raise InvalidSpec(f"cannot read {path}: {error}") from error
+    except RecursionError:
+        raise InvalidSpec(f"{path} is nested too deeply") from None
     if not isinstance(document, dict):
         raise InvalidSpec(f"{path} is not a JSON object")
     return document
@@ -45,6 +48,8 @@ def read_spec(bundle: str, name: str = "config.json") -> Spec:
 
 def validate_spec(spec: Spec) -> None:
     """Raise InvalidSpec for a spec that this runtime cannot or must not run."""
+    shape.check(spec, shape.SPEC)
+    spec = shape.without_nulls(spec)
     version = spec.get("ociVersion")
     if not isinstance(version, str) or not version.startswith("1."):
         raise InvalidSpec(f'ociVersion: "{version}" is not a version this runtime knows (1.x)')
@@ -58,6 +63,7 @@ def validate_spec(spec: Spec) -> None:
     kinds = _check_namespaces(linux)
     check_mounts(spec)
     _check_mappings(linux, kinds)
+    _check_words(spec, linux)
     _check_sysctls(spec, linux, kinds)
     if spec.get("hostname") and "uts" not in kinds:
         raise InvalidSpec("hostname: unable to set hostname without a private UTS namespace")
@@ -85,15 +91,18 @@ def validate_process(process: Any, where: str = "process") -> None:
     """Raise InvalidSpec for an OCI process object that cannot be run."""
     if not isinstance(process, dict):
         raise InvalidSpec(f"{where}: must be an object")
+    shape.check(process, shape.PROCESS, where)
+    process = shape.without_nulls(process)
     arguments = process.get("args")
     if not isinstance(arguments, list) or not arguments or not all(isinstance(item, str) for item in arguments):
         raise InvalidSpec(f"{where}.args: must be a list of strings that is not empty")
     cwd = process.get("cwd")
     if not isinstance(cwd, str) or not cwd.startswith("/"):
         raise InvalidSpec(f"{where}.cwd: must be an absolute path")
-    for text in (*arguments, cwd, *(process.get("env") or ())):
-        if not isinstance(text, str) or "\0" in text:
-            raise InvalidSpec(f"{where}: arguments, environment and cwd must be strings without NUL")
+    kinds = [entry["type"] for entry in process.get("rlimits") or ()]
+    for index, kind in enumerate(kinds):
+        if not kind.startswith("RLIMIT_") or kind in kinds[:index]:
+            raise InvalidSpec(f'{where}.rlimits[{index}].type: "{kind:.60}" is unknown or given twice')
     if process.get("scheduler") or process.get("ioPriority") or process.get("execCPUAffinity"):
         from runc_py import scheduling
 
@@ -106,6 +115,35 @@ def validate_process(process: Any, where: str = "process") -> None:
     for name, number in numbers:
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_ID:
             raise InvalidSpec(f"{where}.user.{name}: {number!r} is not an id between 0 and {MAX_ID}")
+
+
+_DOMAINS = ("LINUX", "LINUX32")
+_PROPAGATIONS = ("", "private", "rprivate", "slave", "rslave", "shared", "rshared", "unbindable", "runbindable")
+
+
+def _check_words(spec: Spec, linux: Spec) -> None:
+    """Words and paths that must be of a certain kind."""
+    domain = (linux.get("personality") or {}).get("domain", "LINUX")
+    if domain not in _DOMAINS or (linux.get("personality") or {}).get("flags"):
+        raise InvalidSpec(f'linux.personality: "{domain}" must be one of {", ".join(_DOMAINS)}, without flags')
+    if linux.get("rootfsPropagation", "") not in _PROPAGATIONS:
+        raise InvalidSpec(f'linux.rootfsPropagation: "{linux["rootfsPropagation"]:.60}" is unknown')
+    for clock in linux.get("timeOffsets") or {}:
+        if clock not in ("monotonic", "boottime"):
+            raise InvalidSpec(f'linux.timeOffsets["{clock:.60}"]: there are monotonic and boottime')
+    for index, entry in enumerate(linux.get("devices") or ()):
+        if entry["type"] not in ("b", "c", "u", "p"):
+            raise InvalidSpec(f'linux.devices[{index}].type: "{entry["type"]:.60}" is not one of b, c, u, p')
+        if not entry["path"].startswith("/"):
+            raise InvalidSpec(f'linux.devices[{index}].path: "{entry["path"]:.60}" is not absolute')
+        if not all(0 <= entry.get(key, 0) < limit for key, limit in (("major", 1 << 12), ("minor", 1 << 20))):
+            raise InvalidSpec(f"linux.devices[{index}]: major and minor are not numbers of a device")
+    for kind, hooks in (spec.get("hooks") or {}).items():
+        for index, hook in enumerate(hooks if isinstance(hooks, list) else ()):
+            if not hook["path"].startswith("/"):
+                raise InvalidSpec(f'hooks.{kind}[{index}].path: "{hook["path"]:.60}" is not absolute')
+            if any("=" not in item for item in hook.get("env") or ()):
+                raise InvalidSpec(f"hooks.{kind}[{index}].env: entries must be NAME=VALUE")
 
 
 def container_id(text: str) -> str:

@@ -1,7 +1,8 @@
 """Just enough D-Bus to ask systemd for a scope: one connection, method calls, signals.
 
 Rule: marshalling is pure and typed by signature; the connection knows nothing of systemd. Types: ``y b n q i u x t d
-s o g v``, arrays, structs and dictionaries. Source: the D-Bus specification, "Marshaling" and "Authentication Protocol".
+s o g v``, arrays, structs and dictionaries. Source: the D-Bus specification, chapters "Message Format" and
+"Authentication Protocol".
 """
 
 from __future__ import annotations

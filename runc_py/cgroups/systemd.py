@@ -2,8 +2,8 @@
 
 Rule: systemd owns the cgroup's place and its life, we own what is in it (``Delegate=yes``). A scope cannot be empty, so
 it is made by ``apply``, with the container's init in it; limits go to systemd as properties, so that it does not undo
-them, and to the files, for what it has no property for. Without a running systemd there is a clear error, never a silent
-fall-back to cgroupfs. Sources: systemd's ``org.freedesktop.systemd1(5)``, ``systemd.resource-control(5)``,
+them, and to the files, for what it has no property for. Without a running systemd there is a clear error, never a
+silent fall-back to cgroupfs. Sources: systemd's ``org.freedesktop.systemd1(5)``, ``systemd.resource-control(5)``,
 ``docs/CGROUP_DELEGATION.md``.
 """
 
@@ -187,14 +187,11 @@ class SystemdManager(CgroupManager):
         self.inner.set(resources)
 
     def destroy(self) -> None:
+        calls = (("StopUnit", "ss", self.unit, "replace"), ("ResetFailedUnit", "s", self.unit))
         try:
             with connect() as bus:
-                for method, *arguments in (("StopUnit", self.unit, "replace"), ("ResetFailedUnit", self.unit)):
-                    try:
-                        bus.call(SERVICE, PATH, MANAGER, method, "s" * len(arguments), *arguments)
-                    except BusError as error:
-                        if "NoSuchUnit" not in str(error):
-                            raise
+                for method, signature, *arguments in calls:
+                    _call_if_loaded(bus, method, signature, *arguments)
         except BusError as error:
             raise CgroupError(f"cannot stop systemd unit {self.unit}: {error}") from error
         self.inner.destroy()
@@ -222,6 +219,14 @@ class SystemdManager(CgroupManager):
 
     def container_mounts(self, *, cgroup_namespace: bool) -> ContainerMounts:
         return self.inner.container_mounts(cgroup_namespace=cgroup_namespace)
+
+
+def _call_if_loaded(bus: Connection, method: str, signature: str, *arguments: str) -> None:
+    try:
+        bus.call(SERVICE, PATH, MANAGER, method, signature, *arguments)
+    except BusError as error:
+        if "NoSuchUnit" not in str(error):
+            raise
 
 
 def accounting(kind: str) -> list[tuple[str, Variant]]:

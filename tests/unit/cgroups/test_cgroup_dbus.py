@@ -45,9 +45,8 @@ def test_a_real_bus_understands_calls_and_answers(bus: Path) -> None:
 
 
 def test_an_error_names_method_and_cause(bus: Path) -> None:
-    with Connection(str(bus), peer=False) as connection:
-        with pytest.raises(BusError, match=r"GetNameOwner: .*NameHasNoOwner"):
-            connection.call(BUS, BUS_PATH, BUS, "GetNameOwner", "s", "no.such.name")
+    with Connection(str(bus), peer=False) as one, pytest.raises(BusError, match=r"GetNameOwner: .*NameHasNoOwner"):
+        one.call(BUS, BUS_PATH, BUS, "GetNameOwner", "s", "no.such.name")
 
 
 def test_the_bus_accepts_the_body_of_a_scope(bus: Path) -> None:
@@ -82,7 +81,7 @@ VALUES: st.SearchStrategy[tuple[str, Any]] = st.recursive(
         st.tuples(st.just("x"), st.integers(-(2**63), 2**63 - 1)),
         st.tuples(st.just("y"), st.integers(0, 255)),
         st.tuples(st.just("b"), st.booleans()),
-        st.tuples(st.just("s"), st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)))),
+        st.tuples(st.just("s"), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))),
     ),
     lambda inner: st.one_of(
         inner.map(lambda one: ("v", Variant(*one))),
@@ -119,7 +118,7 @@ def test_names(path: str, slice_: str, unit: str) -> None:
 
 @pytest.mark.parametrize("path", ["/docker/abc", "a:b", "x/y.slice:a:b", "a.slice:p:../x"])
 def test_wrong_names_are_refused(path: str) -> None:
-    with pytest.raises(CgroupError, match="linux.cgroupsPath"):
+    with pytest.raises(CgroupError, match=r"linux\.cgroupsPath"):
         systemd.expand_slice(systemd.unit_of(path, "abc", user=False)[0])
 
 
