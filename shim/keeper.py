@@ -8,6 +8,7 @@ back and the container notices nothing. Wire: "Keeper" in docs/internals.md.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
 import select
@@ -137,8 +138,18 @@ class Keeper:
 def listen(path: str) -> socket.socket:
     """A listening seqpacket socket at ``path`` (mode 0600) in place of a dead one.
 
-    Raises ``FileExistsError`` when somebody answers there.
+    Raises ``FileExistsError`` when somebody answers there. The directory is locked meanwhile: of two that find a dead
+    socket at the same time, one replaces it and the other finds that one.
     """
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        return _replace(path)
+    finally:
+        os.close(directory)
+
+
+def _replace(path: str) -> socket.socket:
     try:
         fdpass.connect(path, timeout=1.0).close()
     except FileNotFoundError:

@@ -85,16 +85,36 @@ class TaskManager:
         runtime = request.runtime_path or container.runtime.name or RUNTIME_NAME
         task = Task(self._bundles.bundle(namespace, id), runtime, foreign.resolve(runtime))
         runtime_options = container.runtime.options if container.runtime.HasField("options") else None
-        self._tasks[namespace, id] = task
+        if await self._made(task, container.spec.value, request, runtime_options, again=task.own):
+            return task
+        task = Task(task.bundle, runtime, task.program)
+        await self._made(task, container.spec.value, request, runtime_options, again=False)
+        return task
+
+    async def _made(
+        self,
+        task: Task,
+        spec: bytes,
+        request: tasks_pb2.CreateTaskRequest,
+        runtime_options: AnyMessage | None,
+        *,
+        again: bool,
+    ) -> bool:
+        """Make the task. Undoes itself on failure; false (``again``) when only the shim's death was in the way."""
+        self._tasks[task.namespace, task.id] = task
         try:
-            task.bundle.create(container.spec.value)
+            task.bundle.create(spec)
             await self._start_shim(task, runtime_options)
             await self._create_in_shim(task, request, runtime_options)
-        except BaseException:
+        except BaseException as error:
+            lost = task.shim_pid > 0 and (task.client is None or task.client.closed.done())
             await asyncio.shield(self._undo(task))
+            if again and lost and isinstance(error, errors.GantryError | OSError):
+                _log.warning("shim lost in a create, trying again", namespace=task.namespace, id=task.id)
+                return False
             raise
         task.created = True
-        return task
+        return True
 
     async def _start_shim(self, task: Task, options: AnyMessage | None) -> None:
         if task.own:

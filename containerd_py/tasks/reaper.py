@@ -2,8 +2,8 @@
 
 Rule: a zombie is left alone for ``GRACE_SECONDS``, so that whoever started it as a child of its own can collect it
 first; after that it is an orphan, and its status is remembered for those who look for a container's exit. Processes of
-``containers`` are nobody's but ours when they are our children: they are collected at once, because the kernel tells their
-exit status to a shim that holds their pidfd only then.
+``containers`` are nobody's but ours when they are our children: they are collected at once, because the kernel tells
+their exit status to a shim that holds their pidfd only then.
 """
 
 from __future__ import annotations

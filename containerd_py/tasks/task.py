@@ -1,7 +1,7 @@
 """One task: its bundle, the connection to its shim, and what is known when there is no shim.
 
-Rule: a task is answered by its shim. ``call`` waits while a lost shim is being replaced and repeats calls that may be
-repeated; only when no shim can be had any more does ``final`` (the exit record) speak for it.
+Rule: a task is answered by its shim. ``call`` waits while a lost shim is being replaced and then repeats the call, or
+finds out what became of it; only when no shim can be had any more does ``final`` (the exit record) speak for it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from containerd_py.tasks.bundle import Bundle, ExitRecord
 from containerd_py.tasks.foreign import ShimLog, is_own
 from containerd_py.tasks.shim_client import ShimClient, ShimLost
 from oci import errors
+from protos.containerd import shim_v2_pb2, task_types_pb2
 
 M = TypeVar("M", bound=Message)
 
-ONCE = frozenset({"Create", "Start", "Exec", "Delete", "Shutdown"})
-"""Calls that change what a repetition would find; all others are repeated on a replaced shim."""
+ONCE = frozenset({"Create", "Shutdown"})
+"""Calls that a replaced shim cannot go on with; all others are repeated, or looked after (``_resumed``)."""
 
 RECOVERY_SECONDS = 10.0
 """How long a call waits for a lost shim to be replaced; Wait waits as long as it takes."""
@@ -87,11 +88,14 @@ class Task:
 
     async def call(self, method: str, request: Message, answer: type[M], *, seconds: float | None = None) -> M:
         """The shim's answer. Raises its error, ``FailedPrecondition`` when the task ended and its shim is gone."""
+        cut_off = False
         while True:
             client = await self.shim(None if method == "Wait" else RECOVERY_SECONDS)
             if client is None:
                 raise self._gone()
             try:
+                if cut_off:
+                    return await _resumed(client, method, request, answer, seconds)
                 return await client.call(method, request, answer, seconds=seconds)
             except ShimLost as error:
                 if method in ONCE:
@@ -101,6 +105,7 @@ class Task:
                     ) from error
             if self.client is client:
                 raise self._gone()
+            cut_off = True
 
     def close(self) -> None:
         """Let go of the shim and its log without ending either."""
@@ -116,3 +121,20 @@ class Task:
         if self.final is not None:
             return errors.FailedPrecondition(f"task {self.id} has ended with exit status {self.final.exit_status}")
         return errors.NotFound(f"task {self.id} not found")
+
+
+async def _resumed(client: ShimClient, method: str, request: Message, answer: type[M], seconds: float | None) -> M:
+    """Carry on with a call during which the last shim was killed: what it did already is not done again."""
+    if isinstance(request, shim_v2_pb2.StartRequest):
+        where = shim_v2_pb2.StateRequest(id=request.id, exec_id=request.exec_id)
+        state = await client.call("State", where, shim_v2_pb2.StateResponse, seconds=seconds)
+        if state.status != task_types_pb2.CREATED and state.pid:
+            return answer.FromString(shim_v2_pb2.StartResponse(pid=state.pid).SerializeToString())
+        if state.status == task_types_pb2.STOPPED:
+            raise errors.Unavailable(f"process {request.exec_id} of task {request.id}: its start was cut off")
+    try:
+        return await client.call(method, request, answer, seconds=seconds)
+    except errors.AlreadyExists:
+        if method != "Exec":
+            raise
+        return answer()

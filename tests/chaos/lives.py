@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tests.chaos.api import Answer, Api, Broken, demultiplexed
 
-PATIENCE = 90.0
+PATIENCE = 60.0
 """Seconds a life waits for one thing to become true before it is a failure."""
 
 PAUSE = 0.05

@@ -34,6 +34,8 @@ TOGETHER = 0.25
 NEVER_TOGETHER = frozenset({"keeper", "shim"})
 """What a shim and its keeper hold together is gone with both: no engine could give it back."""
 
+PROGRESS_SECONDS = 10.0
+
 PEERS: dict[str, Callable[[PrivateHost], Victim]] = {"gantry": Gantry, "docker.io": Dockerd}
 
 
@@ -63,6 +65,7 @@ class Storm:
         self.failures: list[Failure] = []
         self.done: list[Life] = []
         self.troubles: list[str] = []
+        self.progress: Callable[[str], None] | None = None
         self._jobs = jobs
         self._calm = calm
         self._over = threading.Event()
@@ -79,8 +82,12 @@ class Storm:
             thread.start()
         if not self._calm:
             killer.start()
-        for thread in workers:
-            thread.join()
+        told = time.monotonic()
+        while any(thread.is_alive() for thread in workers):
+            time.sleep(0.1)
+            if self.progress is not None and time.monotonic() - told > PROGRESS_SECONDS:
+                told = time.monotonic()
+                self.progress(f"… {len(self.done)} lives, {len(self.kills)} kills, {len(self.failures)} gone wrong")
         self._over.set()
         if not self._calm:
             killer.join()
@@ -218,9 +225,12 @@ def main() -> int:
     with victim(PEERS[arguments.peer]) as engine:
         before = engine.state()
         storm = Storm(engine, arguments.seed, jobs=arguments.jobs, calm=arguments.calm)
-        storm.run(arguments.lives, arguments.seconds)
-        say(storm.score())
-        say(storm.report(arguments.reports))
+        storm.progress = say
+        try:
+            storm.run(arguments.lives, arguments.seconds)
+        finally:
+            say(storm.score())
+            say(storm.report(arguments.reports))
         left = settled(storm, before)
         say(f"  left behind by lives: {left or 'nothing'}")
         remains = engine.finish()

@@ -128,7 +128,7 @@ class Gantry(Victim):
             "blobs": _names(root / "io.containerd.content.v1.content" / "blobs" / "sha256"),
             "ingests": _names(root / "io.containerd.content.v1.content" / "ingest"),
             "bundles": _names(self.host.exec_root / "containerd" / "io.containerd.runtime.v2.task" / "moby"),
-            "runtime": _names(self.host.exec_root / "containerd" / "runc" / "moby"),
+            "runtime": [n for n in _names(self.host.exec_root / "containerd" / "runc" / "moby") if n[0] != "."],
             "shims": len(self.pids("shim")),
             "sockets": _names(self.host.exec_root / "containerd" / "s"),
             "attach": _names(self.host.exec_root / "a"),

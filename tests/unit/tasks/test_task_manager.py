@@ -306,19 +306,45 @@ def test_killed_shim_is_replaced_and_waits_go_on(tmp_path: Path) -> None:
     replaced(tmp_path)
 
 
-def test_call_that_is_not_repeatable_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("was_done", [False, True])
+def test_start_goes_on_with_the_next_shim(tmp_path: Path, was_done: bool) -> None:
+    """A shim killed during Start: the container is started once, whether the kill came before or after."""
+
     @in_loop
-    async def lost(world: World) -> None:
+    async def resumed(world: World) -> None:
         shim = await world.create("c1")
         shim.hang.add("Start")
         start = asyncio.ensure_future(world.service.Start(tasks_pb2.StartRequest(container_id="c1"), context()))
         await until(lambda: "Start" in shim.calls)
+        if was_done:
+            assert shim.container is not None
+            shim.container["status"] = task_types_pb2.RUNNING
         shim.die()
-        with pytest.raises(errors.Unavailable, match="during Start"):
-            await start
+        assert (await start).pid == 4194000
+        assert world.zygote.shims["c1"].calls.count("Start") == (0 if was_done else 1)
+        assert await world.status("c1") == task_types_pb2.RUNNING
+
+    resumed(tmp_path)
+
+
+def test_create_is_made_again_when_its_shim_is_killed(tmp_path: Path) -> None:
+    @in_loop
+    async def again(world: World) -> None:
+        shims: list[FakeShim] = []
+
+        def prepare(shim: FakeShim) -> None:
+            shims.append(shim)
+            if len(shims) == 1:
+                shim.hang.add("Create")
+
+        world.zygote.prepare = prepare
+        create = asyncio.ensure_future(world.create("c1"))
+        await until(lambda: bool(shims) and "Create" in shims[0].calls)
+        shims[0].die()
+        assert await create is shims[1]
         assert await world.status("c1") == task_types_pb2.CREATED
 
-    lost(tmp_path)
+    again(tmp_path)
 
 
 @pytest.mark.parametrize(("witness", "expected"), [("record", 5), ("zygote", 9), ("nobody", 137)])
