@@ -77,9 +77,9 @@ def clean(name: str) -> str:
 def read_archive(source: Source, store: Store) -> Contents:
     """Read a whole archive. Raises ``DataLoss`` when it is corrupt, ``InvalidArgument`` when it is no tar."""
     contents = Contents({}, {}, {})
+    count = 0
     try:
         with tarfile.open(fileobj=plain(source), mode="r|", tarinfo=_Entry) as tar:
-            count = 0
             while (entry := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # a stream's members are kept for ever otherwise
                 count += 1
@@ -87,7 +87,7 @@ def read_archive(source: Source, store: Store) -> Contents:
                     raise FailedPrecondition(f"archive has more than {MAX_ENTRIES} entries")
                 _take(contents, tar, entry, store)
     except (tarfile.ReadError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, OverflowError) as error:
-        if not contents.files and not contents.documents:
+        if not count:
             raise InvalidArgument(f"invalid archive: {error}") from error
         raise DataLoss(f"archive is corrupt or cut short: {error}") from error
     return contents

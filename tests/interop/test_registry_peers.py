@@ -175,7 +175,8 @@ CHANGES = """
 rm /data/removed /data/replaced; mkdir /data/replaced; echo new > /data/replaced/file
 rm -r /data/hidden; mkdir -m 0711 /data/hidden; echo fresh > /data/hidden/fresh
 chmod 02555 /data/setuid; chown 99:98 /data/nanos; ln /data/pipe /data/pipe2
-ln -s x /data/soft2; ln /data/capable /data/hard2; mknod -m 0640 /data/zero c 1 5; touch -d '2001-02-03 04:05:06' /data/sticky
+ln -s x /data/soft2; ln /data/capable /data/hard2; mknod -m 0640 /data/zero c 1 5
+touch -d '2001-02-03 04:05:06' /data/sticky
 mkdir -p /data/a/b/c; echo deep > /data/a/b/c/d; ln /data/a/b/c/d /data/a/link
 """
 
