@@ -462,17 +462,29 @@ def command_update(context: Context, arguments: list[str]) -> int:
 
 
 def command_events(context: Context, arguments: list[str]) -> int:
-    """Print a container's statistics."""
-    parser = _parser("events", "print the statistics of a container")
-    parser.add_argument("--interval", default="5s", help="accepted; only --stats is built")
-    parser.add_argument("--stats", action="store_true", help="print them once")
+    """Print a container's statistics, once or until it ends, and each time the kernel kills for want of memory."""
+    from runc_py.events import parse_duration, watch
+
+    parser = _parser("events", "print statistics and out-of-memory events of a container")
+    parser.add_argument("--interval", default="5s", help="time between statistics, such as 500ms, 5s or 1m")
+    parser.add_argument("--stats", action="store_true", help="print the statistics once")
     parser.add_argument("id", metavar="CONTAINER")
     options = parser.parse_args(arguments)
-    if not options.stats:
-        raise NotBuilt("events: the stream of events is not built; use --stats")
-    stats = context.runtime().stats(options.id)
-    sys.stdout.write(json.dumps({"type": "stats", "id": options.id, "data": stats}) + "\n")
+    runtime = context.runtime()
+    if options.stats:
+        _print_event("stats", options.id, runtime.stats(options.id))
+        return 0
+    for kind, data in watch(runtime, options.id, parse_duration(options.interval)):
+        _print_event(kind, options.id, data)
     return 0
+
+
+def _print_event(kind: str, container_id: str, data: Any) -> None:
+    event = {"type": kind, "id": container_id}
+    if data is not None:
+        event["data"] = data
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 def command_spec(_context: Context, arguments: list[str]) -> int:

@@ -1,38 +1,43 @@
-"""What ``features`` prints: the runtime's abilities in the form of the runtime spec's ``features.md``."""
+"""What ``features`` prints: the runtime's abilities in the form of the runtime spec's ``features.md``.
+
+Rule: the lists are the tables that the code itself uses, never a copy of them.
+"""
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
-from runc_py import capabilities, mount_options, namespaces
+from runc_py import capabilities, libseccomp, mount_options, namespaces, scheduling
+from runc_py.main import SPEC_VERSION
 from runc_py.seccomp import FLAGS
-
-_ACTIONS = ("ALLOW", "ERRNO", "KILL", "KILL_PROCESS", "KILL_THREAD", "LOG", "TRACE", "TRAP")
-_OPERATORS = ("EQ", "GE", "GT", "LE", "LT", "MASKED_EQ", "NE")
 
 
 def supported_features() -> dict[str, Any]:
     """The features document."""
     return {
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.1",
+        "ociVersionMax": SPEC_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": mount_options.known_options(),
         "linux": {
             "namespaces": sorted(namespaces.FLAGS),
             "capabilities": [f"CAP_{name}" for name in capabilities.NAMES],
-            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": False, "rdma": False},
+            "cgroup": {"v1": True, "v2": True, "systemd": True, "systemdUser": True, "rdma": True},
             "seccomp": {
                 "enabled": True,
-                "actions": [f"SCMP_ACT_{name}" for name in _ACTIONS],
-                "operators": [f"SCMP_CMP_{name}" for name in _OPERATORS],
+                "actions": sorted(libseccomp.ACTIONS),
+                "operators": sorted(libseccomp.COMPARISONS),
+                "archs": sorted(libseccomp.AUDIT_ARCHES),
                 "knownFlags": sorted(FLAGS),
                 "supportedFlags": sorted(FLAGS),
             },
             "apparmor": {"enabled": True},
             "selinux": {"enabled": True},
-            "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "intelRdt": {"enabled": True, "schemata": True},
+            "memoryPolicy": {"modes": sorted(scheduling.MEMORY_MODES), "flags": sorted(scheduling.MEMORY_FLAGS)},
+            "mountExtensions": {"idmap": {"enabled": True}},
+            "netDevices": {"enabled": True},
         },
-        "annotations": {"org.opencontainers.runc.checkpoint.enabled": "false"},
+        "annotations": {"org.opencontainers.runc.checkpoint.enabled": str(bool(shutil.which("criu"))).lower()},
     }

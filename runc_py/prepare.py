@@ -8,6 +8,7 @@ mount_setattr(2) "ID-mapped mounts", user_namespaces(7).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import stat
@@ -72,7 +73,10 @@ class Prepared:
                     recursive=operation.options.idmap == "ridmap",
                 )
         except OSError as error:
-            raise RuntimeFailure(f"{operation.describe()}: {error.strerror}") from error
+            hint = ""
+            if operation.id_mapped and error.errno == errno.EINVAL:
+                hint = " (does the source's filesystem support id-mapped mounts on this kernel?)"
+            raise RuntimeFailure(f"{operation.describe()}: {error.strerror}{hint}") from error
         return mount
 
     def _mapping(self, operation: BindMount) -> int:

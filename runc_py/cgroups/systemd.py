@@ -158,7 +158,7 @@ class SystemdManager(CgroupManager):
         try:
             with connect() as bus:
                 bus.call(SERVICE, PATH, MANAGER, "Subscribe")
-                arguments = (self.unit, "replace", properties, [])
+                arguments: tuple[Any, ...] = (self.unit, "replace", properties, [])
                 (job,) = bus.call(SERVICE, PATH, MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", *arguments)
                 self._await_job(bus, job)
         except BusError as error:

@@ -176,8 +176,12 @@ def bundle(tmp_path: Path, busybox_root: Path) -> Iterator[Bundle]:
     _end_all(made)
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert len(os.listdir("/proc/self/fd")) == descriptors, "a descriptor was left open"
-    left = [str(path) for path in Path("/sys/fs/cgroup").rglob(made.id)]
-    assert not left, left
+    assert not cgroups_of(made.id)
+
+
+def cgroups_of(container_id: str) -> list[str]:
+    """Cgroups of that name anywhere; others' may vanish while we look."""
+    return [top for top, _, _ in os.walk("/sys/fs/cgroup") if os.path.basename(top) == container_id]
 
 
 def _end_all(made: Bundle) -> None:

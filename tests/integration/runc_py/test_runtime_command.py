@@ -192,6 +192,11 @@ def _limited(bundle: Bundle) -> None:
     ]
 
 
+def comparable(report: str) -> list[str]:
+    """Lines of a report without the number of signals queued for root, which all of the host shares."""
+    return [line for line in report.splitlines() if not line.startswith("SigQ:")]
+
+
 @pytest.mark.parametrize("change", [_plain, _as_user, _privileged, _limited], ids=lambda change: change.__name__)
 def test_containers_look_as_under_runc(bundle: Bundle, change: Any) -> None:
     real = shutil.which("runc")
@@ -208,7 +213,7 @@ def test_containers_look_as_under_runc(bundle: Bundle, change: Any) -> None:
     assert ours.returncode == 0, ours.stderr
     # runc 1.1 leaves the tmpfs above the v1 hierarchies writable even where the spec says "ro"; later ones do not.
     expected = theirs.stdout.replace("/sys/fs/cgroup type tmpfs (rw,", "/sys/fs/cgroup type tmpfs (ro,")
-    assert ours.stdout.replace(",size=4k,nr_inodes=1,mode=755", "").splitlines() == expected.splitlines()
+    assert comparable(ours.stdout.replace(",size=4k,nr_inodes=1,mode=755", "")) == comparable(expected)
     shutil.rmtree(f"{bundle.state}-{real}", ignore_errors=True)
 
 

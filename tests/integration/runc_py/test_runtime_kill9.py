@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from runc_py import syscalls
 from runc_py.runtime import Runtime, Stdio
-from tests.integration.runc_py.conftest import Bundle
+from tests.integration.runc_py.conftest import Bundle, cgroups_of
 
 pytestmark = pytest.mark.root
 
@@ -131,7 +132,7 @@ def leftovers(bundle: Bundle, mounts: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "processes": reap_all(),
         "state": [name for name in os.listdir(bundle.state) if not name.startswith(".")],
-        "cgroups": [str(path) for path in Path("/sys/fs/cgroup").rglob(bundle.id)],
+        "cgroups": cgroups_of(bundle.id),
         "mounts": Path("/proc/self/mountinfo").read_text() != mounts,
     }
     return {what: value for what, value in found.items() if value}
@@ -153,7 +154,7 @@ def test_killed_anywhere(bundle: Bundle, operation: Operation, userns: bool) -> 
 
     def prepare() -> None:
         for earlier in BEFORE[operation]:
-            assert in_child(lambda: earlier(bundle)) == 0
+            assert in_child(partial(earlier, bundle)) == 0
 
     prepare()
     total = number_of_calls(operation, bundle)
