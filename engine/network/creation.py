@@ -89,6 +89,13 @@ def plan(registry: NetworkRegistry, body: CreateRequest, routed: Sequence[Subnet
     return network
 
 
+def chooses_subnet(body: CreateRequest) -> bool:
+    """Whether a subnet is to be chosen for the network, because none was given for an IP version it has."""
+    given = {pool.version for pool in (body.ipam.config if body.ipam is not None else None) or () if pool.subnet}
+    wanted = {4} if body.enable_ipv4 is not False else set()
+    return body.config_from is not None or not given >= (wanted | ({6} if body.enable_ipv6 else set()))
+
+
 def _check_name(registry: NetworkRegistry, body: CreateRequest) -> None:
     if not body.name.strip() or body.name != body.name.strip() or "/" in body.name:
         raise InvalidArgument(f"invalid network name {body.name!r}: it must not be empty or hold a slash")

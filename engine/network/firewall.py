@@ -306,6 +306,10 @@ class Firewall:
                 raise
             self._commit([nft.new_table(self.table), nft.delete_table(self.table), *messages])
 
+    def add(self, network: BridgeRules) -> None:
+        """Add one network to the table."""
+        self._commit([*_members(self.table, [network]), *_masquerade(self.table, network)])
+
     def publish(self, ports: Sequence[PortRule]) -> None:
         """Add published ports, all or none."""
         self._commit(_elements(nft.NEW_ELEMENT, self.table, ports))

@@ -218,6 +218,12 @@ class HostKernel:
         self.firewall.replace(rules, ports)
         self._rules = tuple(rules)
 
+    def add_rules(self, rules: BridgeRules) -> None:
+        """Add one network to those the firewall knows. Raises ``NetlinkError`` (ENOENT) when the table is gone."""
+        if self._options.firewall:
+            self.firewall.add(rules)
+            self._rules = (*(self._rules or ()), rules)
+
     def publish(self, ports: Sequence[PortRule]) -> None:
         """Open published ports."""
         if not ports:

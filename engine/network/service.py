@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -20,8 +20,9 @@ import structlog
 
 from engine.events import EventBus
 from engine.interfaces import SandboxFiles, SandboxRequest
-from engine.network import attach, hostfiles, names, netns, planning, views
+from engine.network import attach, creation, hostfiles, names, netns, planning, views
 from engine.network.creation import CreateRequest, vlan_parent
+from engine.network.drivers import driver_of
 from engine.network.firewall import PortRule
 from engine.network.kernel import HostKernel, stray_pins
 from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
@@ -56,6 +57,14 @@ class ContainerDirectory(Protocol):
 
     def network_target(self, reference: str) -> NetworkTarget:
         """The container with this name or id; raises ``NotFound("No such container: x")``."""
+
+
+async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:
+    """Both side by side; when one fails the other is waited for, and the failure raised."""
+    results = await asyncio.gather(first, second, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
 
 
 class NetworkService:
@@ -192,6 +201,26 @@ class NetworkService:
         await self.run(work)
         self._host_ready = True
 
+    async def _make_one(self, network: Network) -> None:
+        """A new network's interface, and its rules beside those there are."""
+        plan, rules = self.registry.host_plan(network), driver_of(network).rules(network)
+
+        def work() -> None:
+            if plan is not None:
+                self.kernel.ensure(plan)
+            if rules is not None:
+                self.kernel.add_rules(rules)
+
+        if not self._host_ready:
+            await self._make_host(force=True, new=network)
+            return
+        try:
+            await self.run(work)
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            await self._make_host(force=True, new=network)  # somebody flushed the rule set
+
     @staticmethod
     def _port_rules(sandboxes: Iterable[Sandbox]) -> list[PortRule]:
         return [rule for s in sandboxes for e in s.endpoints for rule in e.port_rules()]
@@ -296,8 +325,7 @@ class NetworkService:
         sandbox = planning.make_sandbox(self.registry, self.ports, request, networks)
         self.keep(sandbox)
         try:
-            await self._attach(sandbox)
-            await self.tell_names(sandbox)
+            await both(self.tell_names(sandbox), self._attach(sandbox))
         except BaseException as error:
             await asyncio.shield(self._undo(container_id))
             if isinstance(error, OSError):
@@ -476,7 +504,8 @@ class NetworkService:
     async def create(self, body: CreateRequest) -> Network:
         """Make a bridge network; raises as ``NetworkRegistry.plan``."""
         await self.start()
-        routed = await self._routed()
+        # What the host has elsewhere only matters where a subnet is to be chosen.
+        routed = await self._routed() if creation.chooses_subnet(body) else []
         network = self.registry.plan(body, routed)
         if vlan_parent(network):
             there = await self.run(self.kernel.present, (network.bridge,))
@@ -484,7 +513,7 @@ class NetworkService:
         self.registry.record(network)
         try:
             if network.connects:
-                await self._make_host(force=True, new=network)
+                await self._make_one(network)
         except BaseException as error:
             await asyncio.shield(self._remove(network))
             if isinstance(error, OSError):

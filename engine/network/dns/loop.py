@@ -5,17 +5,16 @@ Rule: one thread; a callback never waits. What a callback raises is logged and s
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import itertools
-import selectors
+import select
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 
-READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
 class Timer:
@@ -34,23 +33,27 @@ class Loop:
     """Runs until ``stop``."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._number = itertools.count()
         self._running = True
 
     def watch(self, sock: socket.socket, events: int, callback: Callable[[], None]) -> None:
         """Call back whenever ``sock`` is ready; replaces what was watched before."""
-        try:
-            self._selector.modify(sock, events, callback)
-        except KeyError:
-            self._selector.register(sock, events, callback)
+        number = sock.fileno()
+        if number in self._callbacks:
+            self._poll.modify(number, events)
+        else:
+            self._poll.register(number, events)
+        self._callbacks[number] = callback
 
     def forget(self, sock: socket.socket) -> None:
         """Close a socket and watch it no more. Idempotent."""
-        if sock.fileno() >= 0:
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(sock)
+        number = sock.fileno()
+        if number >= 0:
+            if self._callbacks.pop(number, None) is not None:
+                self._poll.unregister(number)
             sock.close()
 
     def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
@@ -66,11 +69,13 @@ class Loop:
     def run(self) -> None:
         """Serve until stopped."""
         while self._running:
-            for key, _ in self._selector.select(self._pause()):
+            for number, _ in self._poll.poll(self._pause()):
                 # An earlier callback of this round may have closed it.
-                if key.fd in self._selector.get_map():
-                    self._call(key.data)
-            self._fire()
+                callback = self._callbacks.get(number)
+                if callback is not None:
+                    self._call(callback)
+            if self._timers:
+                self._fire()
 
     def _pause(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:

@@ -26,6 +26,8 @@ CLIENT_LIMIT = 100
 CLIENT_SECONDS = 10.0
 BURST = 64
 """Datagrams that are read from one container before others have their turn."""
+REMEMBERED = 500
+"""Answers of one container that are kept as bytes, until any record changes."""
 
 Reply = Callable[[bytes], None]
 
@@ -40,9 +42,11 @@ class Server:
         self._host_servers = host_servers or HostServers()
         self._open: dict[str, ContainerSockets] = {}
         self.answered = self.forwarded = self.failed = 0
+        self.generation = 0
 
     def put(self, record: Record) -> None:
         """Know a container, and listen in its namespace if that is not done. Raises ``OSError``."""
+        self.generation += 1
         self.table.put(record)
         if record.id not in self._open:
             udp, tcp = self._home.listen(record.pin)
@@ -50,6 +54,7 @@ class Server:
 
     def drop(self, container_id: str) -> None:
         """Forget a container; its namespace is no longer held. Idempotent."""
+        self.generation += 1
         self.table.drop(container_id)
         sockets = self._open.pop(container_id, None)
         if sockets is not None:
@@ -97,6 +102,8 @@ class ContainerSockets:
         self._tcp = tcp
         self._pending: set[Exchange] = set()
         self._clients: set[StreamClient] = set()
+        self._remembered: dict[bytes, bytes] = {}
+        self._generation = -1
         server.loop.watch(udp, READ, self._datagrams)
         server.loop.watch(tcp, READ, self._accept)
 
@@ -116,7 +123,22 @@ class ContainerSockets:
                 packet, peer = self._udp.recvfrom(BUFFER)
             except BlockingIOError:
                 return
-            self.ask(packet, functools.partial(self._send, peer), stream=False)
+            answer = self._recall(packet)
+            if answer is not None:
+                self._send(peer, answer)
+            else:
+                self.ask(packet, functools.partial(self._send, peer), stream=False)
+
+    def _recall(self, packet: bytes) -> bytes | None:
+        """The answer that the same question had, under this one's id."""
+        if self._generation != self._server.generation:
+            self._remembered.clear()
+            self._generation = self._server.generation
+        answer = self._remembered.get(packet[2:])
+        if answer is None:
+            return None
+        self._server.answered += 1
+        return packet[:2] + answer
 
     def _send(self, peer: tuple[str, int], reply: bytes) -> None:
         # A full buffer or a vanished client: the client asks again.
@@ -152,7 +174,11 @@ class ContainerSockets:
         if known is not None:
             server.answered += 1
             code, answers = known
-            reply(codec.response(query, code, answers, limit=0xFFFF if stream else query.limit))
+            answer = codec.response(query, code, answers, limit=0xFFFF if stream else query.limit)
+            # Several addresses take turns; one is always the same.
+            if not stream and len(answers) < 2 and len(self._remembered) < REMEMBERED:
+                self._remembered[packet[2:]] = answer[2:]
+            reply(answer)
             return
         if not record.forward or len(self._pending) >= PENDING_LIMIT:
             server.failed += 1

@@ -150,12 +150,18 @@ def _churn_and_kill(host: Any, seconds: float) -> None:
 
 
 def _in_another_daemon(host: Any, work: Callable[[Any], Awaitable[None]], seconds: float) -> None:
+    """Run ``work`` in a process that is killed ``seconds`` after it has begun its work in earnest."""
+    read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
             host.reopen_store()
+            host.started = lambda: os.write(write, b"1")
             asyncio.new_event_loop().run_until_complete(work(host))
         os._exit(0)
+    os.close(write)
+    os.read(read, 1)
+    os.close(read)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -164,6 +170,7 @@ def _in_another_daemon(host: Any, work: Callable[[Any], Awaitable[None]], second
 async def _churn(host: Any) -> None:
     service = host.new_service()
     await service.restore(frozenset())
+    host.started()
     for number in range(1000):
         await service.open_sandbox(host.request(number, ports={"80/tcp": ""}))
         await service.connect(host.request(number, ports={"80/tcp": ""}))
@@ -228,6 +235,7 @@ def _agrees(host: Any, running: frozenset[str]) -> None:
 async def _connect_churn(host: Any) -> None:
     service = host.new_service()
     await service.restore(frozenset(os.listdir(f"{host.root}/netns")))
+    host.started()
     requests = {f"c{n}": host.request(n, ports={"80/tcp": ""}) for n in range(1, 6)}
 
     class Directory:

@@ -53,6 +53,9 @@ class FakeKernel(HostKernel):
     def apply_rules(self, rules: Any, ports: Any, *, force: bool = False) -> None:
         self._note("rules", len(rules))
 
+    def add_rules(self, rules: Any) -> None:
+        self._note("rules", "one more")
+
     def plug(self, plan: Any, pin: str, inside: Any) -> None:
         self._note("plug", f"{plan.device} {' '.join(map(str, plan.addresses))}")
 
