@@ -33,6 +33,17 @@ FLAG_OF_KEY = {
     "registry-mirrors": "registry_mirror",
     "default-address-pools": "default_address_pool",
     "dns": "dns",
+    "dns-search": "dns_search",
+    "dns-opts": "dns_opt",
+    "ip": "ip",
+    "ipv6": "ipv6",
+    "icc": "icc",
+    "ip-masq": "ip_masq",
+    "iptables": "iptables",
+    "ip-forward": "ip_forward",
+    "fixed-cidr": "fixed_cidr",
+    "fixed-cidr-v6": "fixed_cidr_v6",
+    "host-gateway-ip": "host_gateway_ip",
     "tls": "tls",
     "tlsverify": "tlsverify",
     "tlscacert": "tlscacert",
@@ -70,6 +81,17 @@ class Config(msgspec.Struct, frozen=True):
     registry_mirrors: tuple[str, ...] = ()
     address_pools: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_opt: tuple[str, ...] = ()
+    ip: str = ""
+    ipv6: bool = False
+    icc: bool = True
+    ip_masq: bool = True
+    iptables: bool = True
+    ip_forward: bool = True
+    fixed_cidr: str = ""
+    fixed_cidr_v6: str = ""
+    host_gateway_ip: tuple[str, ...] = ()
     tls: TlsFiles = TlsFiles()
     insecure_tcp: bool = False
 
@@ -94,6 +116,18 @@ def parser() -> argparse.ArgumentParser:
     add("--registry-mirror", action="append", metavar="URL")
     add("--default-address-pool", action="append", metavar="base=CIDR,size=N")
     add("--dns", action="append", metavar="ADDRESS")
+    add("--dns-search", action="append", metavar="DOMAIN")
+    add("--dns-opt", action="append", metavar="OPTION")
+    add("--ip", metavar="ADDRESS", help="where ports are published that name no address (default 0.0.0.0)")
+    switch: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+    add("--ipv6", **switch, help="give the default bridge IPv6 as well")
+    add("--icc", **switch, help="let containers of the default bridge reach each other (default true)")
+    add("--ip-masq", **switch, help="let containers out under the host's address (default true)")
+    add("--iptables", **switch, help="firewall rules and published ports, made with nftables (default true)")
+    add("--ip-forward", **switch, help="switch forwarding on (default true)")
+    add("--fixed-cidr", metavar="CIDR", help="the part of the default bridge's subnet to give addresses from")
+    add("--fixed-cidr-v6", metavar="CIDR", help="the default bridge's IPv6 subnet")
+    add("--host-gateway-ip", action="append", metavar="ADDRESS", help="what host-gateway of --add-host stands for")
     add("--tls", action="store_true", default=None, help="TLS on TCP; any client may connect")
     add("--tlsverify", action="store_true", default=None, help="TLS on TCP; clients need a certificate")
     add("--tlscacert", metavar="FILE", help="authority that signed the clients' certificates (default DIR/ca.pem)")
@@ -103,6 +137,21 @@ def parser() -> argparse.ArgumentParser:
     add("-v", "--version", action="store_true")
     out.epilog = "DIR is $DOCKER_CERT_PATH, else ~/.docker"
     return out
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return text in ("true", "1")
+
+
+def _truth(value: Any, default: bool) -> bool:
+    return default if value is None else bool(value)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """A list of the file, or one text in the place of a list."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _read_file(path: str, required: bool) -> dict[str, Any]:
@@ -163,6 +212,17 @@ def load(argv: list[str]) -> Config:
         registry_mirrors=tuple(values["registry_mirror"] or ()),
         address_pools=tuple(values["default_address_pool"] or ()),
         dns=tuple(values["dns"] or ()),
+        dns_search=_texts(values["dns_search"]),
+        dns_opt=_texts(values["dns_opt"]),
+        ip=values["ip"] or "",
+        ipv6=_truth(values["ipv6"], False),
+        icc=_truth(values["icc"], True),
+        ip_masq=_truth(values["ip_masq"], True),
+        iptables=_truth(values["iptables"], True),
+        ip_forward=_truth(values["ip_forward"], True),
+        fixed_cidr=values["fixed_cidr"] or "",
+        fixed_cidr_v6=values["fixed_cidr_v6"] or "",
+        host_gateway_ip=_texts(values["host_gateway_ip"]),
         tls=_tls_files(values),
         insecure_tcp=bool(values["insecure_tcp"]),
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from engine.api.networks import routes
+from engine.config import load
 from engine.events import EventBus
 from engine.http.errors import body_of, status_of
 from engine.http.messages import Request, Response
@@ -373,6 +374,22 @@ def test_connect_by_api_is_kept_for_the_next_start(play: Callable[[Scenario], No
         assert list(engine.store.all("attachment")) == []
 
     play(scenario)
+
+
+def test_flags_of_the_daemon_reach_the_network(tmp_path: Any) -> None:
+    file = tmp_path / "daemon.json"
+    file.write_text('{"ipv6": true, "dns-opts": ["ndots:2"], "host-gateway-ip": "192.0.2.9", "icc": false}')
+    roots = ["--data-root", str(tmp_path), "--exec-root", str(tmp_path), "--config-file", str(file)]
+    options = options_of(load([*roots, "--ip", "127.0.0.1", "--iptables=false", "--fixed-cidr-v6", "fd12::/64"]))
+    assert (options.ipv6, options.icc, options.firewall, options.masquerade) == (True, False, False, True)
+    assert (options.host_binding, options.dns_options, options.host_gateway) == (
+        "127.0.0.1",
+        ("ndots:2",),
+        ("192.0.2.9",),
+    )
+    assert (options.fixed_cidr_v6, options.data_root) == ("fd12::/64", str(tmp_path))
+    with pytest.raises(InvalidArgument, match="is not an IP address"):
+        options_of(load([*roots, "--ip", "here"]))
 
 
 def test_daemon_flags() -> None:
