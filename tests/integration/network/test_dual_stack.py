@@ -101,6 +101,27 @@ def test_a_network_of_ipv6_only(on_private_host: Run) -> None:
     on_private_host(scenario)
 
 
+def test_flags_of_the_default_bridge(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        wire_ipv6(host)
+        await host.service.close()
+        flags = {"ipv6": True, "fixed_cidr_v6": "fd66::/64", "icc": False, "host_binding": "127.0.0.1"}
+        host.service = host.new_service(**flags, bip="10.66.0.1/24", fixed_cidr="10.66.0.128/25")
+        await host.service.restore(frozenset())
+        for number in (1, 2):
+            await host.up(host.request(number, ports={"80/tcp": str(8080 + number)}))
+            host.serve(number, 80, "::")
+        settings = host.service.settings(host.request(1))
+        assert (settings["IPAddress"], settings["GlobalIPv6Address"]) == ("10.66.0.128", "fd66::2")
+        assert host.ask(1, "10.66.0.129", 80, 0.4) == host.ask(1, "fd66::3", 80, 0.4) == ""
+        assert host.ask(None, "127.0.0.1", 8081) != ""
+        assert host.ask(host.outside, host.host_address, 8081, 0.4) == ""
+        host.serve(host.outside, 9000, "::")
+        assert host.ask(1, OUTSIDE6, 9000) == HOST6
+
+    on_private_host(scenario)
+
+
 def test_ipv4_networks_have_no_ipv6(on_private_host: Run) -> None:
     async def scenario(host: Any) -> None:
         await host.up(host.request(1))
