@@ -163,7 +163,7 @@ class Archives:
             volumes = [point.name for point in doc.mounts if point.type == "volume"]
             for name in volumes:
                 await self._registry.volumes.use(name, user)
-            subpaths = held.enter_context(Subpaths(doc.mounts))
+            subpaths = held.enter_context(Subpaths(doc.mounts, self._registry.subpaths))
             request["points"] = _points(subpaths)
             request["rootfs"] = msgspec.to_builtins(await self._registry.rootfs(machine))
             request["rootfs"] = [m | {"options": list(m["options"])} for m in request["rootfs"]]

@@ -76,7 +76,7 @@ class Launcher:
             directory = registry.directory(machine.id)
             prepare_files(machine.doc, directory)
             asked = await self._spec_request(machine, netns, request)
-            with Subpaths(asked.container.mounts) as points:
+            with Subpaths(asked.container.mounts, registry.subpaths) as points:
                 container = msgspec.structs.replace(asked.container, mounts=points)
                 spec = build_spec(msgspec.structs.replace(asked, container=container))
                 await self._record(machine, msgspec.json.encode(spec))

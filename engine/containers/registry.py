@@ -43,6 +43,8 @@ class Registry:
         self.paths = paths
         self.volumes = Volumes(store, f"{paths.data_root}/volumes")
         self.volumes.bind_users(self._users_of_volume)
+        self.subpaths = f"{paths.exec_root}/subpaths"
+        """Where sub-paths of volumes are bound while a container takes them."""
         self.shm = SharedMemory(f"{paths.exec_root}/shm")
         self.machines: dict[str, Machine] = {}
         self.names = Names()

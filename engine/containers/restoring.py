@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from engine.backend import translated
-from engine.containers import restart
+from engine.containers import restart, subpaths
 from engine.containers.exits import Exits
 from engine.containers.launch import LABEL, Launcher
 from engine.containers.machine import CREATING, Machine
@@ -71,6 +71,7 @@ class Restorer:
                 self._ended_unseen(machine, process)
         await self._registry.networks.restore(frozenset(alive))
         await self._registry.shm.sweep(frozenset(alive))
+        subpaths.sweep(self._registry.subpaths)
         for stray in recorded - set(self._registry.machines):
             self._exits.spawn(self._sweep_record(stray))
 

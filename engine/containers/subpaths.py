@@ -1,7 +1,8 @@
 """Sub-directories of volumes as mount sources (``--mount …,volume-subpath=dir``).
 
-Rule: a sub-path is resolved inside its volume and held open until it is mounted, so that who writes in the volume
-cannot lead the mount out of it. Source: openat2(2).
+Rule: a sub-path is resolved inside its volume and bound to a place of its own until the container has it, so that who
+writes in the volume cannot lead the mount out of it. What a daemon that died left there goes at the next start.
+Source: openat2(2).
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import stat
+import tempfile
 from collections.abc import Iterable
 
 import msgspec
 
 from engine.containers.model import MountPoint
+from engine.containers.volume_mounts import bind_mount, unmount_volume
 from oci.errors import InvalidArgument, NotFound
 
 _SYS_OPENAT2 = 437
@@ -38,10 +42,11 @@ def check(subpath: str) -> str:
 
 
 class Subpaths:
-    """The mounts of a container with sub-paths resolved; a context manager that holds them open."""
+    """The mounts of a container with sub-paths resolved; a context manager that keeps them bound below ``place``."""
 
-    def __init__(self, points: Iterable[MountPoint]) -> None:
+    def __init__(self, points: Iterable[MountPoint], place: str) -> None:
         self._points = points
+        self._place = place
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> tuple[MountPoint, ...]:
@@ -54,17 +59,41 @@ class Subpaths:
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    @staticmethod
-    def _resolved(point: MountPoint, opening: contextlib.ExitStack) -> MountPoint:
+    def _resolved(self, point: MountPoint, opening: contextlib.ExitStack) -> MountPoint:
         try:
-            descriptor = open_inside(point.source, point.subpath)
+            bound = bind_inside(point.source, point.subpath, self._place, opening)
         except OSError as error:
             raise NotFound(
                 f"failed to mount subpath {point.subpath} of volume {point.name}: {error.strerror}",
                 hint="the path must be in the volume when the container starts",
             ) from error
-        opening.callback(os.close, descriptor)
-        return msgspec.structs.replace(point, source=f"/proc/{os.getpid()}/fd/{descriptor}")
+        return msgspec.structs.replace(point, source=bound)
+
+
+def bind_inside(root: str, path: str, place: str, opening: contextlib.ExitStack) -> str:
+    """Where ``path`` of ``root`` is bound, below ``place``, until ``opening`` is closed. Raises ``OSError``."""
+    descriptor = open_inside(root, path)
+    try:
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        target = tempfile.mkdtemp(dir=place) if directory else tempfile.mkstemp(dir=place)[1]
+        opening.callback(_discard, target)
+        bind_mount(f"/proc/self/fd/{descriptor}", target)
+    finally:
+        os.close(descriptor)
+    return target
+
+
+def _discard(target: str) -> None:
+    unmount_volume(target)
+    with contextlib.suppress(OSError):
+        os.rmdir(target) if os.path.isdir(target) else os.unlink(target)
+
+
+def sweep(place: str) -> None:
+    """Take away what a daemon that died has left below ``place``. Idempotent."""
+    for name in os.listdir(place) if os.path.isdir(place) else ():
+        _discard(f"{place}/{name}")
 
 
 def open_inside(root: str, path: str) -> int:
