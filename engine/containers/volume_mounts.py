@@ -24,6 +24,7 @@ _FLAGS = {
 }  # fmt: skip
 _READ_ONLY, _BIND, _REMOUNT = 1, 4096, 32
 _DETACH = 2
+_PRIVATE = 1 << 18
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
@@ -54,9 +55,26 @@ def parse_flags(text: str) -> tuple[int, str]:
     return flags, ",".join(data)
 
 
+def is_mount_point(path: str) -> bool:
+    """Whether something is mounted at ``path``; ``os.path.ismount`` does not see binds within one file system."""
+    try:
+        return _mount_id(path) != _mount_id(os.path.dirname(os.path.abspath(path)))
+    except FileNotFoundError:
+        return False
+
+
+def _mount_id(path: str) -> str:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            return next(line for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
+
+
 def mount_volume(name: str, options: dict[str, str], target: str) -> None:
     """Mount what ``options`` describe at ``target``; nothing happens when it is mounted already."""
-    if os.path.ismount(target):
+    if is_mount_point(target):
         return
     kind, device = options.get("type", ""), options.get("device", "")
     flags, data = parse_flags(options.get("o", ""))
@@ -76,8 +94,14 @@ def mount_volume(name: str, options: dict[str, str], target: str) -> None:
 
 def unmount_volume(target: str) -> None:
     """Undo ``mount_volume``. Idempotent."""
-    if os.path.ismount(target):
+    if is_mount_point(target):
         _libc.umount2(os.fsencode(target), _DETACH)
+
+
+def bind_mount(source: str, target: str) -> None:
+    """Bind the tree at ``source`` to ``target``, as a private mount. Raises ``OSError``."""
+    _mount(source, target, "", _FLAGS["rbind"][0], "")
+    _mount("", target, "", _PRIVATE, "")
 
 
 def mount_snapshot(mount: SnapshotMount, target: str) -> None:
