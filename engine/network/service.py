@@ -29,7 +29,7 @@ from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
 from engine.network.nameserver import NameServer
 from engine.network.netlink import Netlink, NetlinkError
 from engine.network.options import NetworkFlags, options_of
-from engine.network.plans import BridgePlan, PlugPlan
+from engine.network.plans import BridgePlan, HostPlan, PlugPlan
 from engine.network.ports import PortTable
 from engine.network.reaper import Reaper
 from engine.network.registry import NetworkRegistry
@@ -107,7 +107,16 @@ class NetworkService:
         os.makedirs(self._pins, exist_ok=True)
         self._load()
         routed = await self._routed()
+        before = self._default_plan()
         self.registry.ensure_predefined(routed, movable=not self._sandboxes)
+        if before is not None and before != self._default_plan():
+            # Another address or name: the bridge is made anew, or its old address would stay.
+            with contextlib.suppress(OSError):
+                await self.run(self.kernel.remove, before)
+
+    def _default_plan(self) -> HostPlan | None:
+        default = self.registry.named("bridge")
+        return self.registry.host_plan(default) if default is not None else None
 
     def _load(self) -> None:
         for container_id, body in self._store.all(SANDBOX_KIND):
