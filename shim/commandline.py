@@ -146,9 +146,6 @@ class CommandLine:
             raise errors.Internal(f"OCI runtime {self._binary!r} gave statistics without data")
         return data
 
-    def oom_kills(self, container_id: str) -> int:
-        return 0  # the command line has no such question; the cgroup is the runtime's own
-
     def status(self, container_id: str) -> str:
         return str(json.loads(self._run(["state", container_id]))["status"])
 

@@ -18,7 +18,9 @@ from protos.wire import Values
 from shim.bundle import ADDED, CREATED, STARTED, STARTING, Bundle, ExitRecord
 from shim.exits import NEVER_STARTED, UNKNOWN, exit_status, status_from_zygote, status_of_orphan
 from shim.io import ProcessIO
+from shim.loggers import Owner
 from shim.loop import READ, Loop, report
+from shim.oom import OomWatch
 from shim.parking import Parking
 from shim.process import Process, parked_name
 from shim.publisher import Publisher
@@ -53,6 +55,7 @@ class Container:
         self._loop, self.parking, self._publisher, self._zygote = loop, parking, publisher, zygote
         self._own_pid_namespace = True
         self._init_ended: ExitRecord | None = None
+        self._oom: OomWatch | None = None
         parking.everything = self.everything
 
     def everything(self) -> dict[str, int]:
@@ -80,7 +83,7 @@ class Container:
         """Make the container; its init waits afterwards. Leaves nothing behind on failure."""
         self.take_spec()
         init = self.init
-        init.io = ProcessIO.open(self._loop, init.uris)
+        init.io = ProcessIO.open(self._loop, init.uris, self._owner(self.container_id))
         request = CreateRequest(self.container_id, self.bundle.path, init.io.stdio, rootfs, options)
         try:
             launched = self.runtime.create(request)
@@ -92,6 +95,7 @@ class Container:
         self.bundle.write_pid("init.pid", init.pid)
         self._enter(init, CREATED)
         self.hook_stdin(init)
+        self.watch_oom()
         uris = init.uris
         self._publisher.publish(
             messages.TASK_CREATE,
@@ -154,7 +158,7 @@ class Container:
         if process.pid or process.exit is not None:
             raise errors.FailedPrecondition(f"exec {process.exec_id} of task {self.container_id} is already started")
         assert process.spec is not None
-        process.io = ProcessIO.open(self._loop, process.uris)
+        process.io = ProcessIO.open(self._loop, process.uris, self._owner(process.exec_id))
         self._enter(process, STARTING)
         try:
             launched = self.runtime.exec(self.container_id, process.spec, process.io.stdio)
@@ -228,8 +232,8 @@ class Container:
         if process.io is not None:
             process.io.drain()
         self.bundle.write_exit(process.exec_id, record)
-        if process is self.init and record.exit_status:
-            self._report_oom()
+        if process is self.init:
+            self._stop_watching_oom()
         self.publish_exit(process, record)
         parked = process.parked()
         process.ended(record)
@@ -248,9 +252,22 @@ class Container:
             },
         )
 
-    def _report_oom(self) -> None:
-        if self.runtime.oom_kills(self.container_id):
+    def watch_oom(self) -> None:
+        """Tell of processes that the kernel kills for want of memory, from now on."""
+
+        def told() -> None:
             self._publisher.publish(messages.TASK_OOM, {"container_id": self.container_id})
+
+        self._oom = OomWatch(self._loop, self.init.pid, told)
+
+    def _stop_watching_oom(self) -> None:
+        if self._oom is not None:
+            self._oom.look()
+            self._oom.close()
+            self._oom = None
+
+    def _owner(self, name: str) -> Owner:
+        return Owner(name, self._publisher.namespace)
 
     def status(self) -> int:
         """Init's status."""
@@ -301,6 +318,7 @@ class Container:
         self.runtime.delete(self.container_id)
         for process in self.processes():
             process.close()
+        self._stop_watching_oom()
         self.parking.drop()
         self.parking.close()
         values = self.init.exit_values()

@@ -17,12 +17,13 @@ import termios
 from collections.abc import Callable, Iterable, Mapping
 
 from runc_py.runtime import Stdio
+from shim import loggers
 from shim import stdio as targets
 from shim.attachserver import AttachServer
 from shim.logfile import LogFile
 from shim.loop import Loop
 from shim.pumps import ConsolePump, CopyPump, FifoInput, InputSink, LogPump
-from shim.stdio import ATTACH, FIFO, FILE, RAWLOG, Target, Uris
+from shim.stdio import ATTACH, BINARY, FIFO, FILE, RAWLOG, Target, Uris
 
 _STREAMS = (("stdout", 1), ("stderr", 2))
 
@@ -48,13 +49,15 @@ class ProcessIO:
         self._fifo_input: FifoInput | None = None
         self._attach: AttachServer | None = None
         self._stdin_closed: Callable[[], None] | None = None
+        self._logger: dict[str, int] = {}
 
     @classmethod
-    def open(cls, loop: Loop, uris: Uris) -> ProcessIO:
+    def open(cls, loop: Loop, uris: Uris, owner: loggers.Owner) -> ProcessIO:
         """Open everything for a process about to be launched. Raises ``GantryError`` or ``OSError``; leaks nothing."""
         opened = cls(loop, uris)
         try:
             opened._open_log()
+            opened._start_logger(owner)
             if opened.terminal:
                 opened._open_for_terminal()
             else:
@@ -86,6 +89,15 @@ class ProcessIO:
             if target.kind == RAWLOG:
                 self._log = LogFile(target.path)
                 return
+
+    def _start_logger(self, owner: loggers.Owner) -> None:
+        """One program takes both streams, whichever names it."""
+        target = next((target for target in (self._stdout, self._stderr) if target.kind == BINARY), None)
+        if target is None:
+            return
+        ends = loggers.start(target, owner)
+        self._logger = {"stdout": ends.stdout, "stderr": ends.stderr}
+        self._holders.update(hold_stdout=ends.hold_stdout, hold_stderr=ends.hold_stderr)
 
     def _open_for_terminal(self) -> None:
         if self._stdout.kind == RAWLOG:
@@ -124,6 +136,8 @@ class ProcessIO:
             return self._for_child(descriptor)
         if target.kind == FILE:
             return self._for_child(targets.open_file(target.path))
+        if target.kind == BINARY:
+            return self._for_child(self._logger.pop(name))
         if target.kind == RAWLOG:
             self._log_pipes[name], write_end = os.pipe2(os.O_CLOEXEC)
             return self._for_child(_unbreakable(write_end))
@@ -131,9 +145,6 @@ class ProcessIO:
 
     def launched(self, console: int | None) -> None:
         """The process runs: let go of its descriptors and start pumping. Takes over ``console``."""
-        _close_all(self._child_ends)
-        self._child_ends = []
-        self.stdio = None
         self._console = console
         if console is not None:
             self._start_terminal(console)
@@ -145,6 +156,10 @@ class ProcessIO:
                     if name in self._log_pipes:
                         pump = LogPump(self._loop, self._log_pipes[name], self._log, stream, self._log_grew)
                         self._pumps.append(pump)
+        _close_all([*self._child_ends, *self._logger.values()])
+        self._child_ends = []
+        self._logger.clear()
+        self.stdio = None
         self._start_attach()
 
     def _start_terminal(self, console: int) -> None:
@@ -158,7 +173,7 @@ class ProcessIO:
             self._console_pipe = pipe
             self._pumps.append(ConsolePump(self._loop, console, pipe, self._log, self._log_grew))
             return
-        target = self._holders.pop("out", None)
+        target = self._holders.pop("out", self._logger.pop("stdout", None))
         if target is not None:
             os.set_blocking(target, False)
         elif self._stdout.kind == FILE:
@@ -248,8 +263,9 @@ class ProcessIO:
                 pump.close()
         else:
             _close_all([*self._log_pipes.values(), *(self._console_pipe or ())])
-        _close_all([*self._holders.values(), *self._child_ends])
+        _close_all([*self._holders.values(), *self._logger.values(), *self._child_ends])
         self._holders.clear()
+        self._logger.clear()
         self._child_ends = []
         if self._console is not None:
             _close_all([self._console])

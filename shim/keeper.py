@@ -19,6 +19,7 @@ from typing import Any
 
 from oci.version import __version__
 from protos import fdpass
+from shim import prctl
 
 _ANSWER_LIMIT = fdpass.MAX_DESCRIPTORS
 
@@ -170,6 +171,7 @@ def _replace(path: str) -> socket.socket:
 
 def serve(listener: socket.socket) -> None:
     """Be the keeper on ``listener`` until told to shut down."""
+    prctl.set_name("gantry-keeper")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -31,7 +31,7 @@ class Publisher:
     """The event queue of one shim. An empty ``address`` means that nobody listens: events are not kept."""
 
     def __init__(self, loop: Loop, address: str, namespace: str, path: str) -> None:
-        self._loop, self._address, self._namespace = loop, address, namespace
+        self._loop, self._address, self.namespace = loop, address, namespace
         self._queue: deque[bytes] = deque()
         self._decoder = ttrpc.Decoder()
         self._peer: socket.socket | None = None
@@ -55,7 +55,7 @@ class Publisher:
             return
         envelope: Values = {
             "timestamp": timestamp(time.time_ns()),
-            "namespace": self._namespace,
+            "namespace": self.namespace,
             "topic": EVENT_TOPICS[message.name],
             "event": {"type_url": message.name, "value": message.encode(values)},
         }
@@ -85,7 +85,7 @@ class Publisher:
             if self._peer is None:
                 self._peer = self._connect()
             self._stream_id += 2
-            metadata = {ttrpc.NAMESPACE_KEY: self._namespace}
+            metadata = {ttrpc.NAMESPACE_KEY: self.namespace}
             request = ttrpc.encode_request(self._stream_id, EVENTS_SERVICE, "Forward", self._queue[0], metadata)
             self._peer.sendall(request)
         except OSError as error:

@@ -54,6 +54,7 @@ def restore(service: TaskService) -> None:
             os.close(descriptor)
     if container.init.running:
         container.parking.put(container.everything())
+        container.watch_oom()
         _restore_status(container)
         _end_untold_execs(container)
 

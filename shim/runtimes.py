@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from oci import errors
 from protos.shim_messages import RUNC_OPTIONS
 from protos.wire import Values
-from runc_py import cgroups, state
 from runc_py import errors as runc_errors
 from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
 
@@ -78,9 +77,6 @@ class TaskRuntime(Protocol):
     def stats(self, container_id: str) -> dict[str, Any]:
         """Its usage, in the shape of ``runc events --stats``'s ``data``."""
 
-    def oom_kills(self, container_id: str) -> int:
-        """How many of its processes the kernel has killed for want of memory; 0 where nobody can tell."""
-
     def status(self, container_id: str) -> str:
         """``created``, ``running``, ``paused`` or ``stopped``. Raises ``NotFound``."""
 
@@ -110,7 +106,6 @@ class InProcess:
     """``runc_py`` in this process: nothing is started but the container."""
 
     def __init__(self, root: str, cgroup_driver: str) -> None:
-        self._root = root
         self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
 
     def create(self, request: CreateRequest) -> Launched:
@@ -160,12 +155,6 @@ class InProcess:
     def stats(self, container_id: str) -> dict[str, Any]:
         with _translated():
             return self._runtime.stats(container_id)
-
-    def oom_kills(self, container_id: str) -> int:
-        try:
-            return cgroups.load(state.load(self._root, container_id).cgroup).oom_kills()
-        except (runc_errors.RuntimeFailure, OSError):
-            return 0
 
     def status(self, container_id: str) -> str:
         with _translated():

@@ -13,16 +13,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from oci.errors import InvalidArgument, NotFound, Unimplemented
 
-NULL, FIFO, FILE, RAWLOG, ATTACH = "null", "fifo", "file", "rawlog", "attach"
+NULL, FIFO, FILE, RAWLOG, ATTACH, BINARY = "null", "fifo", "file", "rawlog", "attach", "binary"
 
 
 class Target(NamedTuple):
-    """One parsed URI: ``path`` is a FIFO, a file, the log directory or the attach socket, by ``kind``."""
+    """One parsed URI: ``path`` is a FIFO, a file, the log directory, the attach socket or a program, by ``kind``."""
 
     kind: str
     path: str = ""
     attach: str = ""
     once: bool = False
+    arguments: tuple[str, ...] = ()
 
 
 class Uris(NamedTuple):
@@ -55,7 +56,15 @@ def parse(uri: str) -> Target:
         return Target(RAWLOG, path, attach=options.get("attach", ""))
     if scheme == ATTACH:
         return Target(ATTACH, path, attach=path, once=options.get("once") == "1")
-    raise Unimplemented(f"stdio scheme {scheme!r} of {uri!r} is not built", hint="use a FIFO, file:// or rawlog://")
+    if scheme in (BINARY, "binary-v2"):
+        # As containerd has it: each name, and the first of its values where it has one.
+        pairs = parse_qs(query, keep_blank_values=True).items()
+        return Target(
+            BINARY, path, arguments=tuple(word for name, values in pairs for word in (name, values[0]) if word)
+        )
+    raise Unimplemented(
+        f"stdio scheme {scheme!r} of {uri!r} is not built", hint="use a FIFO, file://, binary:// or rawlog://"
+    )
 
 
 class Opened(NamedTuple):

@@ -178,7 +178,6 @@ def preload() -> None:
 def _ensure_keeper(path: str) -> None:
     """Fork a keeper that listens on ``path``, unless one answers there; before the heavy imports, so it is tiny."""
     from shim import keeper
-    from shim.prctl import set_name
 
     try:
         listener = keeper.listen(path)
@@ -188,7 +187,6 @@ def _ensure_keeper(path: str) -> None:
         code = 1
         try:
             os.setsid()
-            set_name("gantry-keeper")
             keeper.serve(listener)
             code = 0
         finally:

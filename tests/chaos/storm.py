@@ -27,8 +27,8 @@ from tests.chaos.victims import Dockerd, Gantry, Victim, victim
 from tests.support.host import PrivateHost
 
 FIRST_PAUSE = 0.3
-PAUSES = (0.05, 1.2)
-TOGETHER = 0.25
+PAUSES = (0.02, 0.8)
+TOGETHER = 0.3
 """How often a kill takes two at once."""
 
 NEVER_TOGETHER = frozenset({"keeper", "shim"})

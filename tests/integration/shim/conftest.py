@@ -237,11 +237,14 @@ class Host:
             return True
         return False
 
-    def start_keeper(self) -> None:
+    def start_keeper(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
         """A new keeper, for tests that killed the one of the zygote."""
         command = [sys.executable, "-m", "shim.keeper", "--socket", str(self.state / "keeper.sock")]
-        self._extra.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True))
-        wait_until(lambda: self._connects("keeper.sock"))
+        process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        self._extra.append(process)
+        if wait:
+            wait_until(lambda: self._connects("keeper.sock"))
+        return process
 
     def zygote(self, message: dict[str, Any]) -> dict[str, Any]:
         assert self._peer is not None

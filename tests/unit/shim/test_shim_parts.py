@@ -63,7 +63,12 @@ def test_stdio_uris(uri: str, target: stdio.Target) -> None:
     assert stdio.parse(uri) == target
 
 
-@pytest.mark.parametrize(("uri", "kind"), [("rel", InvalidArgument), ("binary:///x", Unimplemented)])
+def test_a_logging_programs_arguments_are_names_and_first_values() -> None:
+    target = stdio.parse("binary:///bin/log?to=/x&to=/y&quiet&path=%2Fz")
+    assert (target.kind, target.path, target.arguments) == ("binary", "/bin/log", ("to", "/x", "quiet", "path", "/z"))
+
+
+@pytest.mark.parametrize(("uri", "kind"), [("rel", InvalidArgument), ("nfs:///x", Unimplemented)])
 def test_bad_stdio_uris(uri: str, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         stdio.parse(uri)
