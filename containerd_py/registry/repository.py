@@ -293,7 +293,14 @@ async def _pieces(response: Any, digest: str) -> AsyncIterator[bytes]:
     except TimeoutError as error:
         raise DeadlineExceeded(f"blob {digest}: the registry sent nothing for too long") from error
     except (aiohttp.ClientError, OSError) as error:
+        if rest := _arrived(response.content):
+            yield rest
         raise Unavailable(f"blob {digest}: the connection to the registry was cut") from error
+
+
+def _arrived(content: Any) -> bytes:
+    """What had come before a cut and was not read yet: aiohttp would drop it, and it would be fetched twice."""
+    return b"".join(getattr(content, "_buffer", ()))[getattr(content, "_buffer_offset", 0) :]
 
 
 async def _small(response: Any, shown: str) -> bytes:

@@ -31,6 +31,8 @@ class Proxy:
         self.cut_after = 100_000
         self.corrupt = False
         self.limits = 0
+        self.delay = 0.0
+        """Seconds before each 16 KiB of a blob."""
         self.blob_bytes = 0
         self.address = ""
 
@@ -64,6 +66,8 @@ class Proxy:
         blob = b"/blobs/" in head.split(b"\r\n")[0]
         sent = 0
         while data := await source.read(16384):
+            if blob and self.delay:
+                await asyncio.sleep(self.delay)
             if blob and self.corrupt:
                 data = bytes([data[0] ^ 1]) + data[1:]
             if blob and self.cuts and sent + len(data) > self.cut_after:
