@@ -44,6 +44,8 @@ def configure_log(level: str) -> None:
     """structlog to stderr, one line per event."""
     import logging
 
+    # structlog looks for rich, for a console that this daemon never draws: 7 MiB that nobody needs.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None is how an import is told to fail
     import structlog
 
     number = {"warn": logging.WARNING, "fatal": logging.CRITICAL}.get(level) or getattr(logging, level.upper())

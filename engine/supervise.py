@@ -1,11 +1,11 @@
 """gantryd's own containerd-py: adopt the one that answers, start one where none does, start it again when it dies.
 
-Rule: containerd-py runs in a session of its own and never ends because gantryd did.
+Rule: containerd-py runs in a session of its own and never ends because gantryd did. It is started before anything heavy
+is imported here (asyncio, structlog), so that the two starts overlap.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -14,12 +14,8 @@ import subprocess
 import sys
 import time
 
-import structlog
-
 from oci.errors import Unavailable
 from oci.hostpaths import HostPaths
-
-log = structlog.get_logger()
 
 RESTART_PAUSE = 0.5
 """Seconds between a death of containerd-py and the next try to start it."""
@@ -79,6 +75,8 @@ class Supervisor:
 
     async def wait_ready(self, seconds: float = 20) -> None:
         """Wait until the socket accepts; raises ``Unavailable``."""
+        import asyncio
+
         deadline = time.monotonic() + seconds
         while not answers(self._paths.containerd_address):
             self.check_started()
@@ -94,6 +92,11 @@ class Supervisor:
 
         ``watch`` starts nothing again afterwards.
         """
+        import asyncio
+
+        import structlog
+
+        log = structlog.get_logger()
         self._ended = True
         paths = self._paths
         command = [sys.executable, "-m", "containerd_py.main", "--root", paths.containerd_root]
@@ -111,6 +114,11 @@ class Supervisor:
 
     async def watch(self) -> None:
         """Until cancelled: start containerd-py again whenever its socket stops accepting."""
+        import asyncio
+
+        import structlog
+
+        log = structlog.get_logger()
         while True:
             await asyncio.sleep(RESTART_PAUSE)
             if self._child is not None:

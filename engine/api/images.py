@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from engine.http.messages import JSON, Answer, Request, Response, empty, json_response
@@ -321,6 +320,8 @@ async def _download(url: str) -> AsyncIterator[bytes]:
     """The body at an HTTP URL. Raises ``InvalidArgument`` for other URLs, ``Unavailable`` when it cannot be had."""
     if not url.startswith(("http://", "https://")):
         raise InvalidArgument(f"cannot import from {url!r}: give - and send the archive, or an http(s) URL")
+    import aiohttp
+
     try:
         async with aiohttp.ClientSession(trust_env=True) as session, session.get(url) as answer:
             if answer.status >= 400:

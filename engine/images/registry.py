@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-import aiohttp
 import msgspec
 
 from engine.images.credentials import Credentials
@@ -32,9 +31,12 @@ from oci.image import (
 )
 from oci.reference import DEFAULT_HOST, Reference
 
+if TYPE_CHECKING:
+    import aiohttp
+
 Json = dict[str, Any]
 
-TIMEOUT = aiohttp.ClientTimeout(total=60, connect=15)
+TOTAL_SECONDS, CONNECT_SECONDS = 60, 15
 MAX_ANSWER = 8 << 20
 MANIFESTS = (MEDIA_INDEX, DOCKER_LIST, MEDIA_MANIFEST, DOCKER_MANIFEST)
 
@@ -129,9 +131,12 @@ class Registry:
     async def _get_by(
         self, url: str, credentials: Credentials, scope: str, accept: str
     ) -> tuple[bytes, dict[str, str]]:
+        import aiohttp  # 10 MiB that an engine which asks no registry does without
+
+        timeout = aiohttp.ClientTimeout(total=TOTAL_SECONDS, connect=CONNECT_SECONDS)
         try:
             connector = aiohttp.TCPConnector(ssl=self._registries.trust(urlsplit(url).netloc).context())
-            async with aiohttp.ClientSession(timeout=TIMEOUT, connector=connector, trust_env=True) as session:
+            async with aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=True) as session:
                 status, raw, headers = await self._once(session, url, {"Accept": accept})
                 if status == 401:
                     authorization = await self._authorize(
