@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 import structlog
 
 from containerd_py.diff import media
-from containerd_py.diff.pool import LayerWorkers, Separated
-from containerd_py.interfaces import GC_REF_SNAPSHOT, ContentStore, Scope
+from containerd_py.diff.pool import Applied, LayerWorkers, Separated
+from containerd_py.interfaces import GC_REF_SNAPSHOT, ContentStore, Scope, Usage
 from containerd_py.metadata.database import Database
 from containerd_py.snapshots.base import DirectorySnapshotter
 from containerd_py.snapshots.overlay import OverlaySnapshotter
@@ -81,6 +81,8 @@ class Unpacker:
             raise InvalidArgument(f"snapshotter not loaded: {name}", hint=f"there are: {', '.join(self._snapshotters)}")
         chain = digest.chain_ids(layer.diff_id for layer in layers)
         await self._all(_Unpacking(self, scope, target, layers, chain, progress))
+        if chain:
+            await asyncio.to_thread(target.settle, scope, chain)
         if config and chain:
             label = GC_REF_SNAPSHOT + name
             self._content.update(scope, config, {label: chain[-1]}, [f"labels.{label}"])
@@ -108,11 +110,10 @@ class Unpacker:
             if not turn.users:
                 del self._locks[key]
 
-    async def ordered(self, scope: Scope, target: DirectorySnapshotter, key: str, layer: Layer, told: Told) -> str:
-        """Apply ``layer`` to the mounts of ``key``; its diff ID."""
+    async def ordered(self, scope: Scope, target: DirectorySnapshotter, key: str, layer: Layer, told: Told) -> Applied:
+        """Apply ``layer`` to the mounts of ``key``."""
         with self._content.open(scope, layer.blob.digest) as blob:
-            applied = await self._workers.apply(target.mounts(scope, key), blob.fd, progress=told)
-        return applied.digest
+            return await self._workers.apply(target.mounts(scope, key), blob.fd, progress=told)
 
     async def alone(self, scope: Scope, target: OverlaySnapshotter, id: int, layer: Layer, told: Told) -> Separated:
         """Unpack ``layer`` into the directory of ``id``. Raises ``Aborted`` when it needs those below."""
@@ -188,7 +189,7 @@ class _Unpacking:
         layer = self.layers[number]
         async with self._prepared(number, parent) as key:
             found = await self._owner.ordered(self._scope, self._target, key, layer, self._told(layer))
-            await self._commit(number, key, found)
+            await self._commit(number, key, found.digest, usage=None if self._target.copies else found.usage)
 
     async def _apart(self, number: int) -> bool:
         """Unpack a layer before its parent is there; False when that is not possible or not needed."""
@@ -209,7 +210,7 @@ class _Unpacking:
                 return False
             if not found.root:
                 target.adopt_root(id, below)
-            await self._commit(number, key, found.digest, parent)
+            await self._commit(number, key, found.digest, parent, found.usage)
         return True
 
     @contextlib.asynccontextmanager
@@ -226,13 +227,21 @@ class _Unpacking:
             with contextlib.suppress(GantryError):
                 self._target.remove(self._scope, key)  # not found: it was committed
 
-    async def _commit(self, number: int, key: str, found: str, parent: str = "") -> None:
+    async def _commit(self, number: int, key: str, found: str, parent: str = "", usage: Usage | None = None) -> None:
         layer = self.layers[number]
         if found != layer.diff_id:
             raise DataLoss(f"layer {layer.blob.digest} unpacks to {found}, but the image's config says {layer.diff_id}")
         with contextlib.suppress(AlreadyExists):  # a client unpacked it by itself meanwhile
             await _unbroken(
-                asyncio.to_thread(self._target.commit, self._scope, self._chain[number], key, parent=parent)
+                asyncio.to_thread(
+                    self._target.commit,
+                    self._scope,
+                    self._chain[number],
+                    key,
+                    parent=parent,
+                    sync=False,  # once for all layers, at the end
+                    usage=usage,
+                )
             )
         self._target.hold(self._scope, self._chain[number])
 

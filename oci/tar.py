@@ -7,6 +7,7 @@ Rule: it parses and never touches the file system; every length is checked befor
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ BLOCK = 512
 MAX_META = 4 << 20
 """Bytes a pax header or a long name may have."""
 _PIECE = 1 << 20
+_ENCODING = sys.getfilesystemencoding()
 _SLACK = 64 << 10
 
 REGULAR = frozenset(b"0\x007")
@@ -58,6 +60,13 @@ class Entry(NamedTuple):
 
 def _number(field: bytes) -> int:
     """An octal or base-256 (GNU) header field."""
+    try:
+        return int(field.rstrip(b"\0 "), 8)  # nearly all of them
+    except ValueError:
+        return _odd_number(field)
+
+
+def _odd_number(field: bytes) -> int:
     if field and field[0] == 0xFF:
         return int.from_bytes(field, "big", signed=True)
     if field and field[0] & 0x80:
@@ -70,7 +79,7 @@ def _number(field: bytes) -> int:
 
 
 def _text(field: bytes) -> str:
-    return os.fsdecode(field.split(b"\0", 1)[0])
+    return field.partition(b"\0")[0].decode(_ENCODING, "surrogateescape")
 
 
 def _parse_pax(data: bytes) -> list[tuple[str, bytes]]:
@@ -276,7 +285,7 @@ class TarReader:
                 extended = block[504]
                 _check_pieces(pieces)
             return _checked(pieces, _number(header[483:495]), size)
-        if not any(key.startswith("GNU.sparse.") for key in pax):
+        if not pax or not any(key.startswith("GNU.sparse.") for key in pax):
             return size, None
         real = _decimal(pax.get("GNU.sparse.realsize") or pax.get("GNU.sparse.size") or b"%d" % size, "sparse size")
         if pax.get("GNU.sparse.major") == b"1":

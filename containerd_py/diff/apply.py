@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import shutil
 import stat
 from collections.abc import Callable
@@ -20,21 +21,13 @@ OPAQUE = ".wh..wh..opq"
 _AUFS_META = ".wh..wh."
 _OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
 """Attributes that would redirect a lower layer's paths: never taken from an archive."""
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _QUIET_XATTR_ERRORS = frozenset({errno.ENOTSUP, errno.EPERM})
 
 
 def clean(name: str) -> str:
     """``name`` as an absolute, normalized path; ``..`` cannot climb over the root."""
-    parts: list[str] = []
-    for part in name.split("/"):
-        if part in ("", "."):
-            continue
-        if part == "..":
-            if parts:
-                parts.pop()
-        else:
-            parts.append(part)
-    return "/" + "/".join(parts)
+    return posixpath.normpath("/" + name.lstrip("/"))
 
 
 class Applier:
@@ -152,12 +145,11 @@ class Applier:
                 self._make_opaque(path)
 
     def _file(self, reader: tar.TarReader, entry: tar.Entry, path: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(path, flags, entry.mode & 0o777)
+            fd = os.open(path, _NEW_FILE, entry.mode & 0o777)
         except (FileExistsError, IsADirectoryError):
             self._remove(path)
-            fd = os.open(path, flags, entry.mode & 0o777)
+            fd = os.open(path, _NEW_FILE, entry.mode & 0o777)
         try:
             if entry.sparse is None:
                 for piece in reader.data():
@@ -168,7 +160,8 @@ class Applier:
                 os.fchown(fd, entry.uid, entry.gid)
             if entry.mode & 0o7000:
                 os.fchmod(fd, entry.mode)
-            _set_xattrs(fd, entry)
+            if entry.xattrs:
+                _set_xattrs(fd, entry)
             _set_times(fd, entry.mtime)
         finally:
             os.close(fd)

@@ -16,21 +16,22 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from containerd_py.interfaces import Mount
+from containerd_py.interfaces import Mount, Usage
 from oci.errors import Internal, from_code
 
 _MAX_ANSWER = 64 << 10
 _END_GRACE = 5.0
-CONCURRENCY = 2
+CONCURRENCY = max(2, len(os.sched_getaffinity(0)))
 """Layers unpacked at once: unpacking is bound by the processor and the disk."""
 
 
 class Applied(NamedTuple):
-    """An unpacked layer: digest and size of the plain tar."""
+    """An unpacked layer: digest and size of the plain tar; ``usage`` of the target where that is one directory."""
 
     digest: str
     size: int
     entries: int
+    usage: Usage | None = None
 
 
 class Separated(NamedTuple):
@@ -41,6 +42,7 @@ class Separated(NamedTuple):
     size: int
     root: bool
     removed_in: tuple[str, ...]
+    usage: Usage
 
 
 class Created(NamedTuple):
@@ -107,7 +109,8 @@ class LayerWorkers:
         (disk full).
         """
         answer = await self._run({"op": "apply", "mounts": _parts(mounts), "sync": sync}, fd, progress)
-        return Applied(answer["digest"], answer["size"], answer["entries"])
+        usage = Usage(*answer["usage"]) if "usage" in answer else None
+        return Applied(answer["digest"], answer["size"], answer["entries"], usage)
 
     async def apply_alone(
         self, directory: str, fd: int, *, user_xattr: bool, progress: Callable[[int], None] | None = None
@@ -119,7 +122,8 @@ class LayerWorkers:
         mounts = [["bind", directory, "", ["rw", "rbind"]]]
         job = {"op": "apply", "mounts": mounts, "upper": "user" if user_xattr else "trusted"}
         answer = await self._run(job, fd, progress)
-        return Separated(answer["digest"], answer["size"], answer["root"], tuple(answer["removed_in"]))
+        removed, usage = tuple(answer["removed_in"]), Usage(*answer["usage"])
+        return Separated(answer["digest"], answer["size"], answer["root"], removed, usage)
 
     async def diff(
         self, left: Sequence[Mount], right: Sequence[Mount], fd: int, *, compression: str, epoch: int | None = None

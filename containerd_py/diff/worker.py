@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from containerd_py.diff import apply, create, mounting, streams, upper
+from containerd_py.snapshots.usage import disk_usage
 from oci import tar
 from oci.errors import Aborted, Code, GantryError, InvalidArgument
 
@@ -70,9 +71,14 @@ def _blob_reader(fd: int, answers: _Answers) -> streams.Read:
 def _enter(mounts: list[list[Any]]) -> str:
     """Mount the target in a private mount namespace; returns the directory to work in."""
     mounting.private_namespace()
-    if len(mounts) == 1 and mounts[0][0] == "bind" and not mounts[0][2] and "ro" not in mounts[0][3]:
+    if _is_directory(mounts):
         return str(mounts[0][1])
     return _mounted(mounts, "right")
+
+
+def _is_directory(mounts: list[list[Any]]) -> bool:
+    """Whether the target is one directory as it is, with nothing below it."""
+    return len(mounts) == 1 and mounts[0][0] == "bind" and not mounts[0][2] and "ro" not in mounts[0][3]
 
 
 def _mounted(mounts: list[list[Any]], side: str) -> str:
@@ -106,7 +112,9 @@ def apply_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, An
     digest = hashing.finish()
     if job.get("sync"):
         mounting.sync_file_system("/")
-    answer = {"digest": digest, "size": hashing.size, "entries": applier.entries}
+    answer: dict[str, Any] = {"digest": digest, "size": hashing.size, "entries": applier.entries}
+    if _is_directory(job["mounts"]):
+        answer["usage"] = disk_usage("/")
     if isinstance(applier, upper.UpperApplier):
         answer |= {"root": applier.has_root, "removed_in": _parents(applier.removed)}
     return answer

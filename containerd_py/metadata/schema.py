@@ -10,6 +10,9 @@ snapshotter and namespace (NULL at the base). ``key`` is what clients call it: t
 ``kind`` is a number of ``snapshots_pb2.Kind``; ``size`` and ``inodes`` are those of committed ones. Garbage collection
 follows ``parent`` and the labels, and removes rows; then it calls ``Snapshotter.cleanup``.
 
+``snapshots_unsynced``: committed rows whose bytes may not be on disk yet, with the boot they were written in; after
+another boot they are worth nothing.
+
 ``content``: one row for each namespace that has the blob; the file goes with the last row. ``ingests``: ``expires`` is
 0 for never. ``containers``: ``data`` is the whole ``containers_pb2.Container``; the columns beside it are what garbage
 collection and filters need. ``lease_resources``: ``type`` is ``content``, ``ingests``, ``images`` or
@@ -101,5 +104,11 @@ MIGRATIONS = (
         PRIMARY KEY (namespace, lease, type, id),
         FOREIGN KEY (namespace, lease) REFERENCES leases (namespace, id) ON DELETE CASCADE
     ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE snapshots_unsynced (
+        id INTEGER PRIMARY KEY,
+        boot TEXT NOT NULL
+    );
     """,
 )

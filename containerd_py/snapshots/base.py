@@ -2,7 +2,8 @@
 
 Rule: a directory is made inside the transaction that inserts its row, and taken away (renamed to ``gone-…``) after the
 one that deletes it; whatever has no row is rubbish, found by ``cleanup`` at start and whenever asked. Nothing is synced
-for a snapshot that a crash may forget; ``commit`` has the bytes on disk before its row says so.
+for a snapshot that a crash may forget; ``commit`` has the bytes on disk before its row says so, or notes that it has
+not: then ``settle`` does, once for many, and what a power cut left without it is forgotten at start.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from containerd_py import filters as filter_language
 from containerd_py.diff import mounting
 from containerd_py.interfaces import Mount, Scope, SnapshotInfo, Usage
 from containerd_py.metadata.database import Database, Row, Transaction, pack_labels, unpack_labels
+from containerd_py.snapshots.usage import disk_usage
 from oci.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from protos.containerd import event_types_pb2, snapshots_pb2
 
@@ -117,16 +119,18 @@ class DirectorySnapshotter:
         *,
         parent: str = "",
         sync: bool = True,
+        usage: Usage | None = None,
     ) -> None:
         """Freeze ``key`` under ``name``. Blocking: counts the files and, with ``sync``, writes them to disk.
 
-        ``parent`` puts a snapshot that has none upon that committed one (where ``rebases``).
+        ``parent`` puts a snapshot that has none upon that committed one (where ``rebases``). Without ``sync`` the
+        caller has to ``settle`` before it says that the snapshot is there. ``usage``: the files were counted already.
         """
         if not name:
             raise InvalidArgument(f"snapshot {key!r} cannot be committed: it was given no name")
         id, kind = self._get(scope, key)
         self._committable(key, kind)
-        size, inodes = disk_usage(self.data(id))
+        size, inodes = usage or disk_usage(self.data(id))
         if sync:
             mounting.sync_file_system(self.directory)
         now = time.time_ns()
@@ -141,10 +145,29 @@ class DirectorySnapshotter:
                 " updated_at = ? WHERE id = ?",
                 (name, COMMITTED, pack_labels(labels), size, inodes, now, now, id),
             )
+            if not sync:
+                tx.execute("INSERT INTO snapshots_unsynced VALUES (?, ?)", (id, boot_id()))
             self._unlease(tx, scope, key)
             tx.claim(scope, self._resource, name)
             event = event_types_pb2.SnapshotCommit(key=key, name=name, snapshotter=self.name)
             tx.after(lambda: self._publish(scope.namespace, "/snapshot/commit", event))
+
+    def settle(self, scope: Scope, keys: Sequence[str]) -> None:
+        """Have the bytes of committed ``keys`` on disk, whoever committed them. Blocking."""
+        marks = ", ".join("?" * len(keys))
+        unsynced = self._database.rows(
+            "SELECT u.id FROM snapshots_unsynced u JOIN snapshots s USING (id)"  # noqa: S608 - question marks
+            f" WHERE s.snapshotter = ? AND s.namespace = ? AND s.key IN ({marks})",
+            (self.name, scope.namespace, *keys),
+        )
+        if unsynced:
+            mounting.sync_file_system(self.directory)
+            self._settled(row[0] for row in unsynced)
+
+    def _settled(self, ids: Iterable[int]) -> None:
+        with self._database.transaction() as tx:
+            for id in ids:
+                tx.execute("DELETE FROM snapshots_unsynced WHERE id = ?", (id,))
 
     def remove(self, scope: Scope, key: str) -> None:
         """Forget ``key``; its bytes go in the background."""
@@ -168,7 +191,7 @@ class DirectorySnapshotter:
         if row is None:
             raise self._missing(key)
         id, kind, size, inodes = row
-        return Usage(size, inodes) if kind == COMMITTED else disk_usage(self.data(id))
+        return Usage(size, inodes) if kind == COMMITTED else Usage(*disk_usage(self.data(id)))
 
     def update(self, scope: Scope, key: str, labels: Mapping[str, str], fields: Sequence[str] = ()) -> SnapshotInfo:
         """Set all labels, or those of ``fields``. Raises ``NotFound``, ``InvalidArgument`` (another field)."""
@@ -343,14 +366,26 @@ class DirectorySnapshotter:
                 os.rename(f"{self.directory}/{name}", f"{self.directory}/{_GONE}{name}-{time.monotonic_ns()}")
         present = {int(name) for name in names if name.isdigit()}
         with self._database.transaction() as tx:
+            self._drop_rows(tx, (self._ids() - present) | self._never_written())
             known = self._ids()
-            self._drop_rows(tx, known - present)
             self._take_away(present - known)
         if any(not name.isdigit() for name in names) or present - known:
             self._delete_soon()
 
+    def _never_written(self) -> set[int]:
+        """Snapshots that may have lost bytes with the power; those of this boot are only written now."""
+        rows = self._database.rows(
+            "SELECT u.id, u.boot FROM snapshots_unsynced u JOIN snapshots s USING (id) WHERE s.snapshotter = ?",
+            (self.name,),
+        )
+        lost = {id for id, boot in rows if boot != boot_id()}
+        if len(lost) < len(rows):
+            mounting.sync_file_system(self.directory)
+        self._settled(row[0] for row in rows)
+        return lost
+
     def _drop_rows(self, tx: Transaction, lost: set[int]) -> None:
-        """Rows whose directory a power cut lost, with all that was built on them: they can only be pulled again."""
+        """Rows whose files a power cut lost, with all that was built on them: they can only be pulled again."""
         for id in sorted(lost):
             rows = tx.rows(
                 "WITH RECURSIVE above (id) AS (SELECT id FROM snapshots WHERE id = ? UNION"
@@ -359,9 +394,18 @@ class DirectorySnapshotter:
                 (id,),
             )
             for row_id, namespace, key in rows:
-                log.error("snapshot lost its directory and is forgotten", snapshotter=self.name, key=key, id=row_id)
+                log.error(
+                    "snapshot was lost with the power and is forgotten", snapshotter=self.name, key=key, id=row_id
+                )
                 tx.execute("DELETE FROM snapshots WHERE id = ?", (row_id,))
                 self._unlease(tx, Scope(namespace), key)
+
+
+@functools.cache
+def boot_id() -> str:
+    """The kernel's name of this boot (proc(5), ``random/boot_id``)."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
 
 
 def _info(row: Row) -> SnapshotInfo:
@@ -394,30 +438,6 @@ def _merged(current: dict[str, str], labels: Mapping[str, str], fields: Sequence
         else:
             raise InvalidArgument(f"cannot update field {field!r} of a snapshot: only labels change")
     return merged
-
-
-def disk_usage(path: str) -> Usage:
-    """Bytes on disk and inodes below ``path``, itself included; a hard-linked file counts once."""
-    info = os.lstat(path)
-    size, inodes = info.st_blocks * 512, 1
-    linked: set[int] = set()
-    pending = [path]
-    while pending:
-        try:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    info = entry.stat(follow_symlinks=False)
-                    if info.st_nlink > 1 and not entry.is_dir(follow_symlinks=False):
-                        if info.st_ino in linked:
-                            continue
-                        linked.add(info.st_ino)
-                    elif entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    size += info.st_blocks * 512
-                    inodes += 1
-        except FileNotFoundError:
-            continue  # a running container removed it
-    return Usage(size, inodes)
 
 
 def remove_tree(path: str) -> None:

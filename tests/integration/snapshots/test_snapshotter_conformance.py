@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from containerd_py.interfaces import Mount, Scope
+from containerd_py.snapshots import base
 from containerd_py.snapshots.base import ACTIVE, COMMITTED, VIEW
 from oci.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from tests.integration.snapshots.conftest import SCOPE, World, in_mounts
@@ -285,3 +286,23 @@ def test_prepare_is_quick(world: World) -> None:
     for number in range(100):
         world.snapshotter.prepare(SCOPE, f"key{number}", "base")
     assert (time.process_time() - start) / 100 < 0.002
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("boot", ["this", "another"])
+def test_what_was_not_on_disk_when_the_power_went_is_forgotten(
+    world: World, monkeypatch: pytest.MonkeyPatch, settled: bool, boot: str
+) -> None:
+    committed(world, "old")
+    in_mounts(world.snapshotter.prepare(SCOPE, "active", "old"), write("file", "new"))
+    world.snapshotter.commit(SCOPE, "new", "active", sync=False)
+    world.snapshotter.prepare(SCOPE, "child", "new")
+    if settled:
+        world.snapshotter.settle(SCOPE, ["old", "new"])
+    if boot == "another":
+        monkeypatch.setattr(base, "boot_id", lambda: "another")
+    names_left = {info.name for info in world.reopen().walk(SCOPE)}
+    assert names_left == ({"old"} if boot == "another" and not settled else {"old", "new", "child"})
+    assert world.database.rows("SELECT * FROM snapshots_unsynced") == []
+    world.snapshotter.cleanup()
+    assert len(world.directories()) == len(names_left)
