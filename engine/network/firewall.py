@@ -344,6 +344,16 @@ class Firewall:
             if error.errno != errno.ENOENT:  # they are gone already: only the user's chains are left
                 raise
 
+    def exists(self) -> bool:
+        """Whether the table is there."""
+        try:
+            self._netlink.request(nft.get_table(self.table))
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True
+
     def _has_user_rules(self) -> bool:
         for chain in USER_CHAINS:
             try:

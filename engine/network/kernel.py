@@ -239,6 +239,10 @@ class HostKernel:
         if ports and self._options.firewall:
             self.firewall.unpublish(ports)
 
+    def table_is_there(self) -> bool:
+        """Whether our firewall table exists."""
+        return self.firewall.exists()
+
     def remove_table(self) -> None:
         """Delete our firewall table. Idempotent."""
         self._rules = None

@@ -33,6 +33,7 @@ from engine.network.plans import BridgePlan, HostPlan, PlugPlan
 from engine.network.ports import PortTable
 from engine.network.reaper import Reaper
 from engine.network.registry import NetworkRegistry
+from engine.network.watcher import TableWatcher
 from engine.store import Store
 from oci.errors import FailedPrecondition, GantryError, Internal, NotFound, PermissionDenied, Unavailable
 
@@ -92,6 +93,7 @@ class NetworkService:
         self._fresh: dict[str, Netlink] = {}
         self._host_ready = False
         self._started = False
+        self._watcher = TableWatcher(self.options.table, self._mend)
 
     async def run(self, work: Callable[..., R], *arguments: Any) -> R:
         """Run blocking kernel work on the worker thread, in order."""
@@ -156,6 +158,15 @@ class NetworkService:
         await self.nameserver.restore(
             [r for r in records if r is not None], wanted=any(n.names for n in self.registry.connecting())
         )
+
+        if self.options.firewall and self._host_ready:
+            self._watcher.start()
+
+    async def _mend(self) -> None:
+        # Our own transactions delete the table too, where they replace another version's.
+        if self._host_ready and not await self.run(self.kernel.table_is_there):
+            log.warning("the firewall table was deleted by somebody else, making it again")
+            await self._make_host(force=True)
 
     def _forget_sandbox(self, container_id: str) -> None:
         sandbox = self._sandboxes.pop(container_id)
@@ -236,6 +247,7 @@ class NetworkService:
 
     async def remove_host_state(self) -> None:
         """Leave nothing in the kernel: pins, interfaces, bridges, the firewall table. Records of networks stay."""
+        self._watcher.stop()
         for container_id in list(self._sandboxes):
             await self.close_sandbox(container_id)
         for pin in stray_pins(self._pins, ()):
@@ -252,6 +264,7 @@ class NetworkService:
     async def close(self) -> None:
         """Let go of sockets and threads; everything in the kernel goes on."""
         await self.reaper.drain()
+        self._watcher.stop()
         self.nameserver.close()
         await self.run(self.kernel.close)
         self.ports.close()

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -333,6 +334,20 @@ def test_connect_and_disconnect_a_running_container(on_private_host: Run) -> Non
         await service.close_sandbox(one.container_id)
         await host.up(one)
         assert list(service.settings(one)["Networks"]) == ["blue"], "the choice outlives a restart of the container"
+
+    on_private_host(scenario)
+
+
+def test_a_flush_by_somebody_else_is_mended_at_once(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        await host.up(host.request(2, ports={"80/tcp": "8080"}))
+        host.serve(2, 80)
+        for _ in range(3):
+            await asyncio.to_thread(subprocess.run, ["nft", "flush", "ruleset"], check=True)
+            deadline = time.monotonic() + 5
+            while host.ask(host.outside, host.host_address, 8080, 0.3) != host.outside_address:
+                assert time.monotonic() < deadline, "published ports were lost with the rule set"
+                await asyncio.sleep(0.01)
 
     on_private_host(scenario)
 
