@@ -126,6 +126,7 @@ class Box:
             return rootfs
 
         fake = SimpleNamespace(
+            subpaths=str(tmp_path / "subpaths"),
             find=lambda ref: machine, rootfs=mounts, directory=lambda ident: str(tmp_path / "files"),
             publish=lambda *a: None,
         )  # fmt: skip
