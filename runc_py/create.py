@@ -51,7 +51,7 @@ def create_container(
             from runc_py import notify
 
             spec = notify.add_to_spec(spec, directory, options.notify_socket)
-        creation = _Creation(runtime, container_id, bundle, directory, spec)
+        creation = Creation(runtime, container_id, bundle, directory, spec)
     except BaseException:
         state.forget(directory)
         raise
@@ -112,7 +112,7 @@ def serve_listener(message: Message, pidfd: int, pid: int, filter_: child.Seccom
         os.close(fd)
 
 
-class _Creation:
+class Creation:
     """One container being made, and how to unmake it."""
 
     def __init__(self, runtime: Runtime, container_id: str, bundle: str, directory: str, spec: dict[str, Any]) -> None:

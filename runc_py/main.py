@@ -25,7 +25,7 @@ COMMANDS = (
 )
 _WITH_VALUE = {"--root", "--log", "--log-format", "--log-level", "--criu", "--rootless", "--cgroup-manager"}
 _SWITCHES = {"--debug", "--systemd-cgroup", "--version", "-v", "--help", "-h"}
-_STARTS_PROCESSES = ("create", "run", "exec")
+_STARTS_PROCESSES = ("create", "run", "exec", "restore")
 _USAGE = f"""usage: runc-py [global options] command [arguments]
 
 commands: {" ".join(COMMANDS)}
@@ -57,6 +57,7 @@ class Context:
         self.log = options.get("--log") or ""
         self.json_log = options.get("--log-format") == "json"
         self.debug = "--debug" in options or options.get("--log-level") == "debug"
+        self.criu = options.get("--criu") or ""
         driver = options.get("--cgroup-manager") or "cgroupfs"
         self.cgroup_driver = "systemd" if "--systemd-cgroup" in options else driver
 

@@ -198,7 +198,9 @@ class Connection:
 
     def _authenticate(self) -> None:
         identity = str(os.geteuid()).encode().hex().encode()
-        self._socket.sendall(b"\0AUTH EXTERNAL " + identity + b"\r\n")
+        # BEGIN goes out before the answer is read: a systemd that finds a message right behind it in one read waits for
+        # more and never looks at it (sd-bus itself sends it like this).
+        self._socket.sendall(b"\0AUTH EXTERNAL " + identity + b"\r\nBEGIN\r\n")
         answer = b""
         while not answer.endswith(b"\r\n"):
             data = self._socket.recv(1)
@@ -207,7 +209,6 @@ class Connection:
             answer += data
         if not answer.startswith(b"OK"):
             raise BusError(f"D-Bus: not let in as user {os.geteuid()}: {answer.decode(errors='replace').strip()}")
-        self._socket.sendall(b"BEGIN\r\n")
 
     def call(
         self, destination: str, path: str, interface: str, member: str, signature: str = "", *body: Any

@@ -1,7 +1,7 @@
 """A small virtual machine with cgroup v2, systemd and full capabilities: what the development machine lacks.
 
     python -m tests.vm.machine build     make the base (kernel and root directory) in the cache, a few minutes
-    python -m tests.vm.machine           boot it with the present code and print the guest's results
+    python -m tests.vm.machine [NAME]    boot it with the present code and print the results of the guest's tests
 
 Rule: the guest is Debian's own kernel and packages, run by QEMU's software emulation, so it needs no /dev/kvm and no
 rights on the host but root to unpack. The cache is ``$GANTRY_VM_CACHE``, else ``~/.cache/gantry-vm``.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PACKAGES = "python3,libseccomp2,busybox-static,procps,systemd-sysv,dbus,criu"
+PACKAGES = "python3,libseccomp2,busybox-static,kmod,procps,systemd-sysv,dbus,criu"
 MODULES = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk")
 """Drivers of the disk, in the order in which they need each other."""
 
@@ -81,6 +81,9 @@ def build() -> None:
     root.mkdir()
     _run("tar", "--extract", "--file", str(archive), "--directory", str(root), "--numeric-owner", "--exclude=./dev/*")
     _configure(root)
+    shutil.copytree(base / "kernel/lib/modules", root / "usr/lib/modules")
+    (version,) = (path.name for path in (root / "usr/lib/modules").iterdir())
+    _run("chroot", str(root), "depmod", version)
 
 
 def _configure(root: Path) -> None:
@@ -132,8 +135,11 @@ def _make_initramfs(base: Path) -> None:
             subprocess.run(command, input=names, stdout=target, cwd=tree, check=True)
 
 
-def boot(seconds: float = 600) -> list[str]:
-    """Boot with the repository's present code; the lines that the guest printed between its two marks."""
+def boot(seconds: float = 600, only: str = "") -> list[str]:
+    """Boot with the repository's present code; the lines that the guest printed between its two marks.
+
+    ``only`` is a part of the names of the tests to run.
+    """
     with tempfile.TemporaryDirectory(prefix="gantry-vm-") as directory:
         disk = Path(directory) / "disk"
         _make_disk(disk)
@@ -142,7 +148,7 @@ def boot(seconds: float = 600) -> list[str]:
         command += ["-no-reboot", "-nic", "none", "-kernel", str(cache() / "vmlinuz")]
         command += ["-initrd", str(cache() / "initramfs"), "-serial", f"file:{log}", "-monitor", "none"]
         command += ["-drive", f"file={disk},if=virtio,format=raw"]
-        command += ["-append", "console=ttyS0 quiet panic=-1 systemd.show_status=0 mitigations=off"]
+        command += ["-append", "console=ttyS0 quiet panic=-1 systemd.show_status=0 mitigations=off gantry.only=" + only]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as machine:
             try:
                 machine.wait(seconds)
@@ -177,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
         build()
         if arguments[:1] == ["build"]:
             return 0
-    lines = boot()
+    lines = boot(only=arguments[0] if arguments else "")
     sys.stdout.write("\n".join(lines) + "\n")
     return int(not lines or any(line.startswith("not ok") for line in lines))
 

@@ -1,0 +1,178 @@
+"""``checkpoint`` and ``restore``: a container's processes to files and back, by the ``criu`` program.
+
+Rule: criu does all that concerns processes, memory and namespaces; the runtime tells it what comes from outside (bind
+mounts, standard streams) and keeps the record and the cgroup. The images also get ``descriptors.json``, as runc's do:
+where the standard streams pointed. Source: criu(8).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import shutil
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from runc_py import state, syscalls
+from runc_py.errors import InvalidState, NotBuilt, RuntimeFailure
+
+if TYPE_CHECKING:
+    from runc_py.runtime import Launched, Runtime
+
+DESCRIPTORS = "descriptors.json"
+CGROUP_MODES = ("soft", "full", "strict", "ignore")
+
+
+class CriuOptions(NamedTuple):
+    """``flags`` are passed on to criu as they are; ``images`` and ``work`` are directories."""
+
+    program: str
+    images: str
+    work: str
+    flags: Sequence[str]
+    cgroup_mode: str = "soft"
+
+
+def find_criu(program: str = "") -> str:
+    """Path of criu. Raises NotBuilt where there is none."""
+    found = shutil.which(program or "criu")
+    if found is None:
+        raise NotBuilt(f"checkpoint and restore need the program {program or 'criu'}: install the package criu")
+    return found
+
+
+def checkpoint_container(
+    runtime: Runtime, container_id: str, options: CriuOptions, *, leave_running: bool, pre_dump: bool
+) -> None:
+    """Write the container's processes to ``options.images``; without ``leave_running`` they are gone afterwards."""
+    container = state.load(runtime.root, container_id)
+    status = container.status()
+    if status not in ("running", "paused"):
+        raise InvalidState(f"cannot checkpoint container {container_id}: it is {status}")
+    os.makedirs(options.images, 0o700, exist_ok=True)
+    streams = [os.readlink(f"/proc/{container.pid}/fd/{number}") for number in (0, 1, 2)]
+    with open(f"{options.images}/{DESCRIPTORS}", "w", encoding="utf-8") as file:
+        json.dump(streams, file)
+    command = [options.program, "pre-dump" if pre_dump else "dump", "--tree", str(container.pid)]
+    command += _common(options, "dump.log", container.rootfs)
+    command += [f"--manage-cgroups={options.cgroup_mode}"]
+    for destination, _ in outside_mounts(container.spec, container.bundle):
+        command += ["--external", f"mnt[{destination}]:{destination}"]
+    if leave_running and not pre_dump:
+        command.append("--leave-running")
+    _, status_word = os.waitpid(_spawn(command), 0)
+    if status_word:
+        raise _criu_failure("checkpoint", options, "dump.log", status_word)
+
+
+def outside_mounts(spec: dict[str, Any], bundle: str) -> list[tuple[str, str]]:
+    """(destination, source) of the mounts whose content is the host's."""
+    found = []
+    for entry in spec.get("mounts") or ():
+        options = entry.get("options") or ()
+        if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
+            destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
+            found.append((destination, os.path.join(bundle, entry.get("source") or "")))
+    return found
+
+
+def restore_container(
+    runtime: Runtime, container_id: str, bundle: str, spec: dict[str, Any], options: CriuOptions
+) -> Launched:
+    """Make a container of what ``checkpoint`` wrote: record and cgroup here, processes by criu, our stdio as theirs."""
+    from runc_py import create
+
+    directory = state.reserve(runtime.root, container_id)
+    try:
+        creation = create.Creation(runtime, container_id, os.path.abspath(bundle), directory, spec)
+    except BaseException:
+        state.forget(directory)
+        raise
+    try:
+        creation.state.save()
+        creation.manager.create()
+        creation.manager.set((spec.get("linux") or {}).get("resources") or {})
+        return _restore(creation, options)
+    except BaseException:
+        creation.undo()
+        raise
+    finally:
+        creation.release()
+
+
+def _restore(creation: Any, options: CriuOptions) -> Launched:
+    from runc_py.runtime import Launched
+
+    pid_file = f"{creation.directory}/criu.pid"
+    command = [options.program, "restore", "--restore-detached", "--restore-sibling", "--pidfile", pid_file]
+    command += _common(options, "restore.log", creation.rootfs)
+    # The program that restores is in the container's cgroup already, and so are its children.
+    command += ["--manage-cgroups=ignore"]
+    for destination, source in outside_mounts(creation.spec, creation.state.bundle):
+        command += ["--external", f"mnt[{destination}]:{source}"]
+    for number, name in enumerate(_saved_streams(options.images)):
+        if name.startswith(("pipe:", "socket:")):
+            command += ["--inherit-fd", f"fd[{number}]:{name}"]
+    pid, pidfd = syscalls.clone(syscalls.CLONE_NEWNS)
+    if pid == 0:
+        _become_criu(creation, command)
+    os.close(pidfd)
+    _, status_word = os.waitpid(pid, 0)
+    if status_word:
+        raise _criu_failure("restore", options, "restore.log", status_word)
+    with open(pid_file, encoding="ascii") as file:
+        restored = int(file.read())
+    creation.pid = creation.state.pid = restored
+    found = state.process_status(restored)
+    creation.state.ticks = found[1] if found else 0
+    creation.state.save()
+    return Launched(restored, os.pidfd_open(restored), None)
+
+
+def _become_criu(creation: Any, command: list[str]) -> NoReturn:
+    """In a child with a mount namespace of its own: criu wants the rootfs to be a mount point."""
+    try:
+        syscalls.mount(None, "/", None, syscalls.MS_SLAVE | syscalls.MS_REC)
+        syscalls.mount(creation.rootfs, creation.rootfs, "bind", syscalls.MS_BIND | syscalls.MS_REC)
+        syscalls.mount(None, creation.rootfs, None, syscalls.MS_PRIVATE | syscalls.MS_REC)
+        creation.manager.enter()
+        os.execv(command[0], command)  # noqa: S606 -- criu itself, no shell
+    except BaseException as error:
+        os.write(2, f"cannot run criu: {error}\n".encode())
+    os._exit(127)
+
+
+def _saved_streams(images: str) -> list[str]:
+    try:
+        with open(f"{images}/{DESCRIPTORS}", encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError) as error:
+        raise RuntimeFailure(f"{images} holds no checkpoint: {error}") from error
+    return [str(name) for name in found] if isinstance(found, list) else []
+
+
+def _common(options: CriuOptions, log: str, rootfs: str) -> list[str]:
+    found = ["--images-dir", options.images, "--log-file", log, "-v4", "--root", rootfs, *options.flags]
+    return [*found, "--work-dir", options.work] if options.work else found
+
+
+def _spawn(command: list[str]) -> int:
+    return os.posix_spawn(command[0], command, os.environ, setsigdef=[signal.SIGPIPE], setsigmask=[])
+
+
+def _criu_failure(what: str, options: CriuOptions, log: str, status_word: int) -> RuntimeFailure:
+    """With criu's own last errors: its exit status says nothing."""
+    path = f"{options.work or options.images}/{log}"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            errors = [line.strip() for line in file if "Error" in line]
+    except OSError:
+        errors = []
+    code = os.waitstatus_to_exitcode(status_word)
+    return RuntimeFailure(f"{what}: criu failed ({code}), see {path}: {' | '.join(errors[-5:]) or 'no error logged'}")
+
+
+PASSED_ON = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks", "--auto-dedup", "--lazy-pages")
+"""Flags that ``checkpoint`` and ``restore`` pass on to criu unchanged."""
