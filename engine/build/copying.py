@@ -46,12 +46,17 @@ class Member(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One COPY, expanded. ``target`` is absolute and keeps a trailing slash; without ``owner`` files keep theirs."""
+    """One COPY, expanded. ``target`` is absolute and keeps a trailing slash.
+
+    ``owner`` is that of files and of directories made for them; None means that files keep theirs. With ``as_packed``
+    files keep theirs whatever ``owner`` says (archives).
+    """
 
     target: str
     sources: tuple[str, ...]
     inline: tuple[Inline, ...] = ()
     owner: Owner | None = Owner(0, 0)
+    as_packed: bool = False
     mode: ModeChange | None = None
     parents: bool = False
     exclude: tuple[str, ...] = ()
@@ -138,18 +143,8 @@ class _Layer:
             self._file(tree, real, node, place)
 
     def _place(self, target: str) -> str:
-        """``target`` in the layer: links that the rootfs has on the way are followed, the last name is not."""
-        cleaned = clean(target)
-        if target.endswith("/"):
-            return resolve(self._rootfs, cleaned)
-        parent, _, name = cleaned.rpartition("/")
-        place = posixpath.join(resolve(self._rootfs, parent), name)
-        node = self._rootfs.node(place)
-        if node is not None and node.is_link:
-            real = resolve(self._rootfs, place)
-            pointed = self._rootfs.node(real)
-            return real if pointed is not None and pointed.is_dir else place
-        return place
+        """``target`` in the layer: links that the rootfs has on the way are followed, and one at its end."""
+        return resolve(self._rootfs, clean(target))
 
     def _tree(self, tree: Tree, source: str, base: str) -> None:
         skipped: str | None = None
@@ -166,9 +161,7 @@ class _Layer:
             if node.is_dir:
                 # A link to a directory stays a link: the files land where it points.
                 landed = resolve(self._rootfs, place)
-                existing = self._rootfs.node(landed)
-                if existing is None or not existing.is_dir:
-                    landed = place
+                self._refuse_file(landed)
                 self._made.add(landed)
                 self.members.append(Member(landed, self._dressed(node), tree, path))
             else:
@@ -180,8 +173,17 @@ class _Layer:
             return
         if self._exclude.ignored(posixpath.basename(path)) and not self._request.parents:
             return
+        existing = self._rootfs.node(place)
+        if place in self._made or (existing is not None and existing.is_dir):
+            raise InvalidArgument(f"cannot replace to directory /{place} with file")
         self._parents(place)
         self.members.append(Member(place, self._dressed(node), tree, path))
+
+    def _refuse_file(self, place: str) -> None:
+        """A directory cannot take the place of anything else."""
+        existing = self._rootfs.node(place)
+        if existing is not None and not existing.is_dir:
+            raise InvalidArgument(f"cannot copy to non-directory: /{place}")
 
     def _parents(self, place: str) -> None:
         parent = posixpath.dirname(place)
@@ -193,8 +195,8 @@ class _Layer:
         if not place or place in self._made:
             return
         self._made.add(place)
-        existing = self._rootfs.node(place)
-        if existing is not None and existing.is_dir:
+        self._refuse_file(place)
+        if self._rootfs.node(place) is not None:
             return
         self._parents(place)
         owner = self._request.owner or Owner(0, 0)
@@ -204,7 +206,7 @@ class _Layer:
     def _dressed(self, node: Node) -> Node:
         """``node`` with the owner and mode that were asked for."""
         owner, change = self._request.owner, self._request.mode
-        if owner is not None:
+        if owner is not None and not self._request.as_packed:
             node = node._replace(uid=owner.uid, gid=owner.gid)
         if change is not None and not node.is_link:
             node = node._replace(mode=stat.S_IFMT(node.mode) | change.apply(node.mode, node.is_dir))

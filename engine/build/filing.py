@@ -85,7 +85,7 @@ class Filer:
             target=target,
             sources=tuple(text for text in sources if not (step.add and (is_url(text) or is_git(text)))),
             inline=tuple(_inline(step, state)),
-            owner=await asyncio.to_thread(_owner, state.expand(step.chown, step.source), rootfs),
+            owner=await asyncio.to_thread(_owner, step, state.expand(step.chown, step.source), rootfs),
             mode=parse_mode(state.expand(step.chmod, step.source)) if step.chmod else None,
             parents=step.parents,
             exclude=tuple(state.expand(text, step.source) for text in step.exclude),
@@ -110,8 +110,8 @@ class Filer:
             archives = [] if step.unpack is False else await asyncio.to_thread(_archives, tree, text)
             for path in archives:
                 spool = stack.enter_context(await asyncio.to_thread(unpacked, tree, path, self._spool()))
-                owner = request.owner if step.chown else None
-                inside = request._replace(target=_as_directory(request.target), sources=(".",), inline=(), owner=owner)
+                target = _as_directory(request.target)
+                inside = request._replace(target=target, sources=(".",), inline=(), as_packed=True)
                 found += await asyncio.to_thread(copying.members, inside, spool, rootfs)
             if not archives:
                 plain.append(text)
@@ -147,10 +147,10 @@ def _inline(step: Transfer, state: State) -> list[Inline]:
     return found
 
 
-def _owner(text: str, rootfs: Tree) -> Owner:
-    """``--chown``: numbers, or names of the file system that is written to."""
+def _owner(step: Transfer, text: str, rootfs: Tree) -> Owner | None:
+    """``--chown``: numbers, or names of the file system that is written to. Files of a stage keep theirs without it."""
     if not text:
-        return Owner(0, 0)
+        return None if step.from_ else Owner(0, 0)
     passwd, group = (_read(rootfs, path) for path in ("etc/passwd", "etc/group"))
     user = users.resolve(text, users.parse_passwd(passwd), users.parse_group(group))
     # A user without a group means the group of the same number, not the user's own.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import secrets
 import shutil
@@ -19,10 +18,11 @@ from engine.build.cache import key_of
 from engine.build.copying import Request, key, members
 from engine.build.dockerfile.errors import DockerfileError
 from engine.build.dockerfile.instructions import Run
+from engine.build.dockerfile.parser import Heredoc
 from engine.build.dockerfile.runmounts import RunMount
 from engine.build.plan import Stage, find_stage
 from engine.build.stagetree import StageTree
-from engine.build.state import State
+from engine.build.state import State, script_of, script_path
 from engine.build.trees import clean, resolve
 from engine.build.workshop import Chain
 from engine.containers.config import BindOptions, Mount, TmpfsOptions
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 SECRET_MODE, SECRET_DIRECTORY = 0o400, "/run/secrets"
 CACHE_MODE = 0o755
+SCRIPT_MODE = 0o755
 
 
 class Mounts(NamedTuple):
@@ -54,7 +55,8 @@ class CacheDirectories:
     @contextlib.asynccontextmanager
     async def use(self, mount: RunMount, target: str) -> AsyncIterator[str]:
         """The directory of ``mount`` for one step."""
-        name = hashlib.sha256((mount.id or target).encode()).hexdigest()
+        parts = (mount.id or target, str(mount.mode), str(mount.uid), str(mount.gid))
+        name = key_of("cache", parts)
         if mount.sharing == "locked":
             async with self._locks.setdefault(name, asyncio.Lock()):
                 yield self._made(name, mount)
@@ -124,7 +126,19 @@ class RunMounts:
                     bind, content = await self._bind(step, mount, target, state, stage, log, stack)
                     found.append(bind)
                     keys.append(content)
+            script = script_of(step)
+            if script is not None:
+                found.append(self._script(script, stack))
+                keys.append(script.content)
             yield Mounts(tuple(found), tuple(keys))
+
+    def _script(self, script: Heredoc, stack: contextlib.AsyncExitStack) -> Mount:
+        """The here-document that is a program of its own (it begins with ``#!``)."""
+        path = self._scratch(stack)
+        with open(path, "w", opener=lambda p, f: os.open(p, f, 0o700)) as file:
+            file.write(script.content)
+        os.chmod(path, SCRIPT_MODE)
+        return Mount("bind", path, script_path(script), True)
 
     async def _cache(self, step: Run, mount: RunMount, target: str, stack: contextlib.AsyncExitStack) -> Mount:
         if mount.from_ or mount.source:

@@ -33,6 +33,9 @@ from protos.containerd import snapshots_pb2
 LABEL = "io.gantry.build"
 """Label of the containers that run steps; those that a crash left are removed at the next start."""
 
+EMPTY_LAYER = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+"""Digest of a tar with nothing in it (1,024 zero bytes)."""
+
 HOSTNAME = "buildkitsandbox"
 
 
@@ -83,10 +86,10 @@ class Runner:
 
     async def run(
         self, chain: Chain, platform: ImageConfig, command: Command, host: HostConfig, say: Callable[[bytes, int], None]
-    ) -> NewLayer:
+    ) -> NewLayer | None:
         """Run ``command`` on ``chain``; ``say(bytes, stream)`` gets its output. Raises ``StepFailed``.
 
-        The snapshot of the new chain exists when this returns.
+        None when it changed nothing; else the snapshot of the new chain exists when this returns.
         """
         machine = await self._create(chain, platform, command, host)
         try:
@@ -130,12 +133,14 @@ class Runner:
                 say(piece, number)
         return (await exited).code
 
-    async def _keep(self, machine: Machine, chain: Chain) -> NewLayer:
-        """The container's changes as a layer, and its snapshot as the next chain's."""
+    async def _keep(self, machine: Machine, chain: Chain) -> NewLayer | None:
+        """The container's changes as a layer, and its snapshot as the next chain's; None without a change."""
         async with self._workshop.tree(chain) as before:
             mounts = machine.rootfs or ()
             await asyncio.to_thread(remove_stubs, mounts, before, [point.destination for point in machine.doc.mounts])
         layer = await self._committer.layer_of(machine.doc, self._cache.metadata)
+        if layer.diff_id == EMPTY_LAYER:
+            return None
         name = chain.plus(layer).id
         commit = snapshots_pb2.CommitSnapshotRequest(snapshotter=machine.doc.snapshotter, name=name, key=machine.id)
         with contextlib.suppress(AlreadyExists), translated():

@@ -161,8 +161,9 @@ class _StageRun:
             history, author = base.state.history, base.state.author
         elif stage.base == SCRATCH:
             image = ImageConfig(
-                solver.platform.architecture, solver.platform.os, RootFS(()), variant=solver.platform.variant
-            )
+                solver.platform.architecture, solver.platform.os, RootFS(()), variant=solver.platform.variant,
+                config=ExecutionConfig(working_dir="/"),
+            )  # fmt: skip
             history, author = (), ""
         else:
             found = await solver.images.resolve(stage.base, stage.platform, self._log)

@@ -26,13 +26,15 @@ from engine.build.dockerfile.instructions import (
     Typed,
     Words,
 )
-from engine.build.dockerfile.parser import Instruction
+from engine.build.dockerfile.parser import Heredoc, Instruction
 from engine.build.plan import PROXY_ARGS
 from oci.image import ExecutionConfig, History, ImageConfig
 from oci.image import Healthcheck as ImageHealthcheck
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+_ALONE = re.compile(r"<<-?[\"']?[A-Za-z0-9_.]+[\"']?")
 _SIGNAL = re.compile(r"(?:SIG)?[A-Z][A-Z0-9+-]*|\d+", re.IGNORECASE)
 MAX_PORT = 65535
 
@@ -109,22 +111,38 @@ class State(msgspec.Struct, frozen=True):
 
 
 def initial(image: ImageConfig, escape: str) -> State:
-    """The state after FROM."""
-    return State(config=image.config, image=image, escape=escape, history=image.history, author=image.author)
+    """The state after FROM. An image without ``PATH`` gets Docker's."""
+    config = image.config
+    if not any(entry.startswith("PATH=") for entry in config.env):
+        config = msgspec.structs.replace(config, env=(*config.env, f"PATH={DEFAULT_PATH}"))
+    return State(config=config, image=image, escape=escape, history=image.history, author=image.author)
 
 
 def command_words(state: State, run: Run) -> tuple[str, ...]:
     """The argument list that RUN executes, here-documents included."""
     if run.words is not None:
         return run.words
+    script = script_of(run)
+    if script is not None:
+        return (script_path(script),)
     text = run.text
-    if run.heredocs:
-        only = re.fullmatch(r"<<-?[\"']?[A-Za-z0-9_.]+[\"']?", text)
-        if only and not run.heredocs[0].content.startswith("#!"):
-            text = run.heredocs[0].content
-        else:
-            text += "\n" + "".join(f"{doc.content}{doc.name}\n" for doc in run.heredocs)
+    if run.heredocs and _ALONE.fullmatch(text):
+        text = run.heredocs[0].content
+    elif run.heredocs:
+        text += "\n" + "".join(f"{doc.content}{doc.name}\n" for doc in run.heredocs)
     return (*state.shell, text)
+
+
+def script_of(run: Run) -> Heredoc | None:
+    """The here-document that is all of a RUN and says which program reads it; None in all other cases."""
+    if run.words is None and _ALONE.fullmatch(run.text) and run.heredocs[0].content.startswith("#!"):
+        return run.heredocs[0]
+    return None
+
+
+def script_path(script: Heredoc) -> str:
+    """Where the step's container has it."""
+    return f"/dev/pipes/{script.name}"
 
 
 def changed(state: State, meaning: Typed, build_args: Mapping[str, str], scope: Mapping[str, str | None]) -> State:

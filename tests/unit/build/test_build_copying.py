@@ -218,3 +218,40 @@ def test_any_mode_is_taken_or_refused(text: str) -> None:
         assert 0 <= parse_mode(text).apply(0o644, False) <= 0o7777
     except InvalidArgument:
         return
+
+
+def test_a_directory_does_not_replace_a_file_nor_a_file_a_directory(
+    context: Context, rootfs: StageTree, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidArgument, match="cannot copy to non-directory: /existing/old"):
+        copied(Request("/existing/old", ("dir",)), context, rootfs)
+    (tmp_path / "other").mkdir()
+    other = received(archive(("d/real", b"a file")), tmp_path / "other")
+    with pytest.raises(InvalidArgument, match="cannot replace to directory /real with file"):
+        copied(Request("/", ("d",)), other, rootfs)
+    other.close()
+
+
+def test_a_link_at_the_destination_is_followed(context: Context, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/to").symlink_to("/far/away")
+    tree = StageTree([str(tmp_path / "root")])
+    assert list(copied(Request("/to", ("a.txt",)), context, tree)) == ["far", "far/away"]
+    tree.close()
+
+
+def test_archives_and_stages_keep_owners(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        info = tarfile.TarInfo("f")
+        info.uid, info.gid = 7, 8
+        tar.addfile(info)
+    context, nothing = received(out.getvalue(), tmp_path), StageTree([])
+
+    def owners(request: Request) -> dict[str, tuple[int, int]]:
+        return {name: (m.node.uid, m.node.gid) for name, m in copied(request, context, nothing).items()}
+
+    assert owners(Request("/x/", ("f",))) == {"x": (0, 0), "x/f": (0, 0)}
+    assert owners(Request("/x/", ("f",), owner=None)) == {"x": (0, 0), "x/f": (7, 8)}
+    assert owners(Request("/x/", ("f",), owner=Owner(1, 2), as_packed=True)) == {"x": (1, 2), "x/f": (7, 8)}
+    context.close()

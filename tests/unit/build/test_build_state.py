@@ -7,7 +7,7 @@ import pytest
 from engine.build.dockerfile.errors import DockerfileError
 from engine.build.dockerfile.instructions import Run, typed
 from engine.build.dockerfile.parser import parse
-from engine.build.state import State, changed, command_words, initial
+from engine.build.state import DEFAULT_PATH, State, changed, command_words, initial
 from oci.image import ExecutionConfig, ImageConfig, RootFS
 
 
@@ -25,7 +25,11 @@ def after(text: str, state: State | None = None, **build_args: str) -> State:
 
 def test_environment_is_expanded_with_what_was_before() -> None:
     state = after('ENV a=hello\nENV a=bye b=$a c="x y"\n')
-    assert state.config.env == ("a=bye", "b=hello", "c=x y")
+    assert state.config.env == (f"PATH={DEFAULT_PATH}", "a=bye", "b=hello", "c=x y")
+
+
+def test_path_of_the_base_stays() -> None:
+    assert base(env=("PATH=/mine", "x=1")).config.env == ("PATH=/mine", "x=1")
 
 
 def test_args_and_environment() -> None:
