@@ -34,6 +34,7 @@ _USAGE = (
     "usage: containerd-shim-py-v2 -namespace NS -id ID [-address A] [-bundle DIR] [-debug] start|delete | -info | -v"
 )
 _SIGKILLED = 137
+_FEATURES = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 
 class _Usage(Exception):
@@ -50,7 +51,7 @@ def run(arguments: list[str]) -> int:
     if "v" in flags:
         _print(f"containerd-shim-py-v2:\n  Version:  {__version__}\n".encode())
     elif "info" in flags:
-        _print(RUNTIME_INFO.encode({"name": RUNTIME_NAME, "version": {"version": __version__}}))
+        _print(RUNTIME_INFO.encode(_info()))
     elif action == "start":
         _start(flags)
     elif action == "delete":
@@ -61,6 +62,14 @@ def run(arguments: list[str]) -> int:
         sys.stderr.write(f"{_USAGE}\n")
         return 2
     return 0
+
+
+def _info() -> Values:
+    """RuntimeInfo with the default runtime's features (runtime-spec, features.md)."""
+    from runc_py.features import supported_features
+
+    features = {"type_url": _FEATURES, "value": json.dumps(supported_features()).encode()}
+    return {"name": RUNTIME_NAME, "version": {"version": __version__}, "features": features}
 
 
 def _parse(arguments: list[str]) -> tuple[dict[str, str], str]:
