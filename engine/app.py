@@ -15,6 +15,7 @@ from engine.api import exec as exec_api
 from engine.api import images as images_api
 from engine.api import networks as networks_api
 from engine.api import swarm as swarm_api
+from engine.api import unsupported
 from engine.api.disk_usage import DiskUsageApi
 from engine.api.system import SystemApi
 from engine.api.volumes import VolumesApi
@@ -84,6 +85,7 @@ class App:
             *build_api.routes(self.builds),
             *networks_api.routes(self.networks),
             *swarm_api.routes(),
+            *unsupported.routes(),
         ]
 
     async def run(self) -> None:

@@ -21,7 +21,7 @@ OPERATIONS: dict[str, str] = {
         POST /containers/{id}/restart; POST /containers/{id}/kill; POST /containers/{id}/update;
         POST /containers/{id}/rename; POST /containers/{id}/pause; POST /containers/{id}/unpause;
         POST /containers/{id}/attach; GET /containers/{id}/attach/ws; POST /containers/{id}/wait;
-        DELETE /containers/{id}; HEAD /containers/{id}/archive; GET /containers/{id}/archive;
+        DELETE /containers/{id}; DELETE /containers/{id}/{link}; HEAD /containers/{id}/archive; GET /containers/{id}/archive;
         PUT /containers/{id}/archive; POST /containers/prune; GET /containers/{id}/checkpoints;
         POST /containers/{id}/checkpoints; DELETE /containers/{id}/checkpoints/{checkpoint}""",
     "Exec": """POST /containers/{id}/exec; POST /exec/{id}/start; POST /exec/{id}/resize; GET /exec/{id}/json""",
@@ -60,6 +60,8 @@ Made from the route table by `python -m engine.api.compatibility`; a test keeps 
 The engine answers API versions {version_text(MIN_API_VERSION)} to {version_text(API_VERSION)}, with and without the
 version in the path. An operation without a remark works in full. What is not built answers 404 with the engine's own
 words, or 501 where only an option is missing; nothing is accepted and then ignored.
+
+Request bodies are read as Go reads them: keys match in any case, null means absent, unknown keys are ignored.
 """
 
 

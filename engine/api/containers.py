@@ -22,10 +22,13 @@ from engine.containers.times import parse_time
 from engine.http.errors import HttpError
 from engine.http.messages import JSON, Answer, Duplex, Hijack, Request, Response, empty, json_response
 from engine.http.router import Route
+from engine.http.websocket import WebSocket, accept_headers
 from oci.errors import InvalidArgument, NotFound
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
+FRAME_HEADER = 8
+"""Bytes before each piece of output that say its stream and size."""
 
 
 def routes(containers: ContainerService) -> list[Route]:
@@ -47,6 +50,7 @@ def routes(containers: ContainerService) -> list[Route]:
         Route("POST", f"{one}/update", api.update),
         Route("POST", f"{one}/resize", api.resize),
         Route("POST", f"{one}/attach", api.attach),
+        Route("GET", f"{one}/attach/ws", api.attach_websocket),
         Route("POST", f"{one}/wait", api.wait),
         Route("DELETE", one, api.remove),
         Route("DELETE", f"{one}/{{link}}", api.unlink, "with link=1: the legacy link of that alias"),
@@ -135,6 +139,29 @@ class ContainersApi:
 
     async def attach(self, request: Request) -> Answer:
         """``POST /containers/{id}/attach``: the connection becomes the container's stdio."""
+        machine, relay = self._relay(request)
+
+        async def run(duplex: Duplex) -> None:
+            await relay.serve(duplex)
+
+        framed = not machine.doc.config.tty and request.api_version >= (1, 42)
+        return Hijack(run, MULTIPLEXED if framed else RAW)
+
+    async def attach_websocket(self, request: Request) -> Answer:
+        """``GET /containers/{id}/attach/ws``: the same in WebSocket messages, both outputs as one stream."""
+        headers = accept_headers(request.headers)
+        machine, relay = self._relay(request)
+
+        async def run(duplex: Duplex) -> None:
+            socket = WebSocket(duplex, skip=0 if machine.doc.config.tty else FRAME_HEADER)
+            try:
+                await relay.serve(socket)
+            finally:
+                await socket.close()
+
+        return Hijack(run, RAW, headers)
+
+    def _relay(self, request: Request) -> tuple[Machine, attaching.Relay]:
         machine = self._machine(request)
         attaching.check(machine)
         options = attaching.AttachOptions(
@@ -147,12 +174,7 @@ class ContainersApi:
         )
         relay = attaching.Relay(self._containers, machine, options)
         self._containers.publish(machine, "attach")
-
-        async def run(duplex: Duplex) -> None:
-            await relay.serve(duplex)
-
-        framed = not machine.doc.config.tty and request.api_version >= (1, 42)
-        return Hijack(run, MULTIPLEXED if framed else RAW)
+        return machine, relay
 
     async def wait(self, request: Request) -> Answer:
         """``POST /containers/{id}/wait``: headers at once, the status when the condition holds."""

@@ -64,7 +64,6 @@ class SystemApi:
             Route("GET", "/version", self.version),
             Route("GET", "/info", self.info),
             Route("GET", "/events", self.events, "history of the last 256 events, kept in memory"),
-            Route("GET", "/plugins", self.plugins, "always empty: there are no plugins"),
             Route("POST", "/gantry/down", self.down, "Gantry's own: stops the engine and its supervisor"),
         ]
 
@@ -138,10 +137,6 @@ class SystemApi:
             },
         }
         return json_response(self._facts.info() | dynamic)
-
-    async def plugins(self, request: Request) -> Answer:
-        """``GET /plugins``."""
-        return json_response([])
 
     async def down(self, request: Request) -> Answer:
         """Stop the engine; ``keep=1`` leaves running containers and containerd-py as they are."""

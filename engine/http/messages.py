@@ -124,6 +124,7 @@ class Hijack:
 
     run: Callable[[Duplex], Awaitable[None]]
     content_type: str = "application/vnd.docker.raw-stream"
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 Answer = Response | Hijack

@@ -263,7 +263,7 @@ class Connection:
 
     async def _hijack(self, event: h11.Request, answer: Hijack) -> None:
         early, _ = self._http.trailing_data
-        common = "".join(f"{k}: {v}\r\n" for k, v in COMMON_HEADERS)
+        common = "".join(f"{k}: {v}\r\n" for k, v in (*COMMON_HEADERS, *answer.headers.items()))
         upgrade = _header(event, b"upgrade").decode("latin-1")
         if upgrade:
             head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {answer.content_type}\r\nConnection: Upgrade\r\n"

@@ -1,0 +1,22 @@
+"""The page that says what of the API works is the one the route table gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engine.api import compatibility
+from engine.app import App
+from engine.config import load
+
+PAGE = Path(__file__).resolve().parents[3] / "docs/api-compatibility.md"
+
+
+def test_the_page_is_current(tmp_path: Path) -> None:
+    config = load(["--data-root", str(tmp_path), "--exec-root", str(tmp_path), "--config-file", "/dev/null"])
+    expected = compatibility.page(App(config, None).routes())
+    assert PAGE.read_text() == expected, "python -m engine.api.compatibility > docs/api-compatibility.md"
+
+
+def test_every_operation_is_listed_once() -> None:
+    listed = [operation for group in compatibility.operations().values() for operation in group]
+    assert len(listed) == len(set(listed))
