@@ -300,5 +300,5 @@ def test_names_and_ports_outlive_the_daemons(world: World) -> None:
 def _served(world: World) -> int:
     """How many answers the client has got; read without the daemons."""
     (pid,) = (p for p in world.host.pids_of("nslookup web") if world.host.processes()[p].startswith("sh -c while"))
-    done = subprocess.run(["wc", "-l", f"/proc/{pid}/root/got"], capture_output=True, text=True, check=False)
+    done = subprocess.run(["wc", "-l", f"/proc/{pid}/root" + "/got"], capture_output=True, text=True, check=False)
     return int(done.stdout.split()[0]) if done.stdout else 0
