@@ -9,13 +9,12 @@ import os
 import structlog
 
 from engine.api import build as build_api
-from engine.api import container_files, container_logs, container_stats
+from engine.api import container_files, container_logs, container_stats, unsupported
 from engine.api import containers as containers_api
 from engine.api import exec as exec_api
 from engine.api import images as images_api
 from engine.api import networks as networks_api
 from engine.api import swarm as swarm_api
-from engine.api import unsupported
 from engine.api.disk_usage import DiskUsageApi
 from engine.api.system import SystemApi
 from engine.api.volumes import VolumesApi

@@ -21,7 +21,8 @@ OPERATIONS: dict[str, str] = {
         POST /containers/{id}/restart; POST /containers/{id}/kill; POST /containers/{id}/update;
         POST /containers/{id}/rename; POST /containers/{id}/pause; POST /containers/{id}/unpause;
         POST /containers/{id}/attach; GET /containers/{id}/attach/ws; POST /containers/{id}/wait;
-        DELETE /containers/{id}; DELETE /containers/{id}/{link}; HEAD /containers/{id}/archive; GET /containers/{id}/archive;
+        DELETE /containers/{id}; DELETE /containers/{id}/{link};
+        HEAD /containers/{id}/archive; GET /containers/{id}/archive;
         PUT /containers/{id}/archive; POST /containers/prune; GET /containers/{id}/checkpoints;
         POST /containers/{id}/checkpoints; DELETE /containers/{id}/checkpoints/{checkpoint}""",
     "Exec": """POST /containers/{id}/exec; POST /exec/{id}/start; POST /exec/{id}/resize; GET /exec/{id}/json""",
