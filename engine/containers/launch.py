@@ -27,9 +27,9 @@ from engine.containers.starterrors import translated_start, unknown_if_zero
 from engine.containers.subpaths import Subpaths
 from engine.interfaces import SandboxFiles, SandboxRequest
 from engine.spec import build_spec
-from oci.errors import FailedPrecondition, GantryError, Internal, NotFound
+from oci.errors import FailedPrecondition, GantryError, Internal, NotFound, Unavailable
 from oci.hostpaths import RUNTIME_NAME
-from protos.containerd import containers_pb2, runc_options_pb2, tasks_pb2, types_pb2
+from protos.containerd import containers_pb2, runc_options_pb2, task_types_pb2, tasks_pb2, types_pb2
 from protos.rawlog import STREAM_NAMES
 
 log = structlog.get_logger()
@@ -83,9 +83,7 @@ class Launcher:
                 await self._create_task(machine, mounts)
             machine.task_created()
             write_network_files(directory, await networked(connecting))
-            with translated():
-                answer = await registry.backend.tasks.Start(tasks_pb2.StartRequest(container_id=machine.id))
-            return int(answer.pid)
+            return await self._start_task(machine.id)
         except BaseException:
             connecting.cancel()
             # A connect that is under way undoes itself before it ends.
@@ -193,8 +191,40 @@ class Launcher:
             stderr="" if doc.config.tty else output,
             terminal=doc.config.tty,
         )
-        with translated():
-            await self._registry.backend.tasks.Create(request)
+        tasks = self._registry.backend.tasks
+        try:
+            with translated():
+                await tasks.Create(request)
+        except Unavailable:
+            # The supervisor died in the middle. When it serves again it has the task whole, or nothing of it.
+            if await self._task(doc.id) is None:
+                with translated():
+                    await tasks.Create(request, wait_for_ready=True)
+
+    async def _start_task(self, container_id: str) -> int:
+        """Let the created task run; its pid. What a supervisor that died in the middle had started, goes on."""
+        tasks = self._registry.backend.tasks
+        request = tasks_pb2.StartRequest(container_id=container_id)
+        try:
+            with translated():
+                return int((await tasks.Start(request)).pid)
+        except Unavailable:
+            process = await self._task(container_id)
+            if process is None:
+                raise
+            if process.status == task_types_pb2.CREATED:
+                with translated():
+                    return int((await tasks.Start(request, wait_for_ready=True)).pid)
+            return int(process.pid)
+
+    async def _task(self, container_id: str) -> task_types_pb2.Process | None:
+        """The container's task, as soon as the supervisor can tell."""
+        request = tasks_pb2.GetRequest(container_id=container_id)
+        with contextlib.suppress(NotFound), translated():
+            answer = await self._registry.backend.tasks.Get(request, wait_for_ready=True, timeout=UNDO_SECONDS)
+            process: task_types_pb2.Process = answer.process
+            return process
+        return None
 
     def _running(self, machine: Machine, pid: int) -> None:
         state = msgspec.structs.replace(
