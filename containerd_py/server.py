@@ -41,6 +41,8 @@ GRPC_OPTIONS = (
 STOP_GRACE = 0.5
 """Seconds calls in flight have at SIGTERM. A Wait may last for days, so this is what every stop costs."""
 
+HELPER_RETRY_SECONDS = 2.0
+
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 _log = structlog.get_logger("containerd_py.server")
 
@@ -134,13 +136,13 @@ async def start_tasks(
 
 
 def _helper(name: str, settings: Settings) -> HelperClient:
-    restart: Callable[[], None] = lambda: _respawn(name, settings)  # noqa: E731 - its type is worth a name
+    restart: Callable[[], int] = lambda: _respawn(name, settings)  # noqa: E731 - its type is worth a name
     return HelperClient(name, helpers.socket_path(settings.state, name), restart)
 
 
-def _respawn(name: str, settings: Settings) -> None:
+def _respawn(name: str, settings: Settings) -> int:
     _log.warning("helper is gone, starting another", helper=name)
-    helpers.spawn(name, settings.state, settings.helper_log)
+    return helpers.spawn(name, settings.state, settings.helper_log)
 
 
 def _bring_back(client: HelperClient) -> None:
@@ -149,6 +151,7 @@ def _bring_back(client: HelperClient) -> None:
     def ended(connecting: asyncio.Task[None]) -> None:
         if not connecting.cancelled() and (error := connecting.exception()) is not None:
             _log.error("helper not brought back", helper=client.name, error=str(error))
+            asyncio.get_running_loop().call_later(HELPER_RETRY_SECONDS, _bring_back, client)
 
     asyncio.get_running_loop().create_task(client.connect()).add_done_callback(ended)
 

@@ -160,13 +160,12 @@ class Bundle:
             return 0
 
 
-def claim(path: str, *, evict: bool) -> None:
+def claim(path: str) -> None:
     """Be the one shim of the bundle ``path`` for the rest of this process's life.
 
-    Two shims that pump the same pipes would write over each other's output, so a replacement kills (``evict``) a
-    predecessor that was only thought dead. The lock is POSIX's: the kernel knows its holder and takes it back at any
-    death, and children do not inherit it. Raises ``BlockingIOError`` when there is another shim, ``TimeoutError`` when
-    it does not die.
+    Two shims that pump the same pipes would write over each other's output, so a predecessor that was only thought dead
+    (or whose zygote died before it could tell of it) is killed. The lock is POSIX's: the kernel knows its holder and
+    takes it back at any death, and children do not inherit it. Raises ``TimeoutError`` when the other does not die.
     """
     lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for _ in range(_EVICTION_ROUNDS):
@@ -174,7 +173,7 @@ def claim(path: str, *, evict: bool) -> None:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return  # never closed: closing any descriptor of the file would give the lock up
         except OSError as error:
-            if not evict or error.errno not in (errno.EACCES, errno.EAGAIN):
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
                 os.close(lock)
                 raise
         holder = _holder(lock)

@@ -25,6 +25,11 @@ PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(_
 READY_SECONDS = 15.0
 PING_SECONDS = 2.0
 
+RESPAWN_SECONDS = 1.0
+"""How long a helper that is not ours, or has ended, may be silent before another one is started."""
+
+_spawned: dict[str, int] = {}
+
 
 def socket_path(state: str, name: str) -> str:
     return f"{state}/{name}.sock"
@@ -66,17 +71,32 @@ def spawn(name: str, state: str, log_path: str) -> int:
         (os.POSIX_SPAWN_OPEN, 1, log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     )
-    return os.posix_spawn(sys.executable, arguments, environment(), file_actions=actions, setsid=True)
+    pid = os.posix_spawn(sys.executable, arguments, environment(), file_actions=actions, setsid=True)
+    _spawned[name] = pid
+    return pid
 
 
 def wait_ready(name: str, state: str, log_path: str, seconds: float = READY_SECONDS) -> None:
-    """Return when the helper answers. Raises ``TimeoutError`` naming its log."""
+    """Return when the helper answers; one that died meanwhile is started again. Raises ``TimeoutError``."""
     path = socket_path(state, name)
     deadline = time.monotonic() + seconds
+    respawn = time.monotonic() + RESPAWN_SECONDS
     while ask(path, {"op": "ping"}, PING_SECONDS) is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the {name} did not answer on {path} within {seconds:g} s; see {log_path}")
+        if time.monotonic() > respawn and has_ended(_spawned.get(name, 0)):
+            spawn(name, state, log_path)
+            respawn = time.monotonic() + RESPAWN_SECONDS
         time.sleep(0.002)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether there is no such process, or only what is left of it."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def ask(path: str, request: dict[str, object], seconds: float) -> dict[str, object] | None:

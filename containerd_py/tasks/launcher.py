@@ -7,6 +7,7 @@ starts a new helper. ``request`` sends at once and needs no lock: the order of a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -14,10 +15,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from containerd_py.tasks import helpers
 from oci import errors
 
 READY_SECONDS = 10.0
 """How long a helper that had to be started anew may take to listen."""
+
+
+RESTART_PAUSE = 0.1
+"""Before another try when a helper that was just started has ended as well."""
+
+
+LAUNCH_ATTEMPTS = 4
+"""How many zygotes may die under one request."""
 
 
 class HelperLost(errors.Unavailable):
@@ -27,7 +37,8 @@ class HelperLost(errors.Unavailable):
 class HelperClient:
     """Requests to one helper process. Use inside one event loop."""
 
-    def __init__(self, name: str, path: str, restart: Callable[[], None]) -> None:
+    def __init__(self, name: str, path: str, restart: Callable[[], int]) -> None:
+        """``restart`` starts a new helper and gives its pid."""
         self.name = name
         self.path = path
         self._restart = restart
@@ -75,7 +86,7 @@ class HelperClient:
             self._socket = opening.result()
 
     async def _connect(self) -> socket.socket:
-        restarted = False
+        started = -1
         deadline = asyncio.get_running_loop().time() + READY_SECONDS
         while True:
             peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -83,9 +94,10 @@ class HelperClient:
                 peer.connect(self.path)
             except OSError as error:
                 peer.close()
-                if not restarted and not isinstance(error, BlockingIOError):
-                    self._restart()
-                    restarted = True
+                if not isinstance(error, BlockingIOError) and (started < 0 or helpers.has_ended(started)):
+                    if started >= 0:
+                        await asyncio.sleep(RESTART_PAUSE)
+                    started = self._restart()
                 if asyncio.get_running_loop().time() > deadline:
                     raise HelperLost(
                         f"the {self.name} at {self.path} does not answer: {error}", hint="its log tells why"
@@ -161,12 +173,15 @@ class Zygote:
             "socket": socket_path,
             "debug": self._debug,
         }
-        try:
-            answer = await self._zygote.request(request)
-        except HelperLost:
-            # The zygote died under us: the next connection starts a new one, which takes over the socket's path.
-            answer = await self._zygote.request(request)
+        answer = await self._persistently(request)
         return Launched(str(answer["address"]), 2, int(answer["pid"]))
+
+    async def _persistently(self, request: dict[str, object]) -> dict[str, Any]:
+        """Ask until a zygote lives long enough: a shim that the last one forked is evicted by the next one's."""
+        for _ in range(LAUNCH_ATTEMPTS - 1):
+            with contextlib.suppress(HelperLost):
+                return await self._zygote.request(request)
+        return await self._zygote.request(request)
 
     async def reaped(self, pid: int) -> int | None:
         """``waitpid`` status of an orphaned container the zygote reaped; None when it knows nothing."""

@@ -50,7 +50,7 @@ class Helper:
             peer.close()
 
 
-def no_restart() -> None:
+def no_restart() -> int:
     raise AssertionError("restarted")
 
 
@@ -83,8 +83,9 @@ def test_dead_zygote_is_started_again_and_asked_again(tmp_path: Path) -> None:
     Helper(path, lambda request: None)
     restarted: list[Helper] = []
 
-    def restart() -> None:
+    def restart() -> int:
         restarted.append(Helper(path, lambda request: {"pid": 7, "address": f"unix://{request['socket']}"}))
+        return os.getpid()
 
     async def body() -> None:
         client = HelperClient("zygote", path, restart)
@@ -106,9 +107,30 @@ def test_helper_that_never_listens_is_reported(tmp_path: Path, monkeypatch: pyte
 
     async def body() -> None:
         with pytest.raises(HelperLost, match="does not answer"):
-            await HelperClient("zygote", str(tmp_path / "none.sock"), lambda: None).connect()
+            await HelperClient("zygote", str(tmp_path / "none.sock"), os.getpid).connect()
 
     asyncio.run(body())
+
+
+def test_a_helper_that_dies_at_once_is_started_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "z.sock")
+    helpers_: list[Helper] = []
+    started: list[int] = []
+
+    def restart() -> int:
+        started.append(1)
+        if len(started) < 3:
+            return 2**22 + 1  # the pid of nobody: it has ended already
+        helpers_.append(Helper(path, lambda request: {"pid": 7}))
+        return os.getpid()
+
+    async def body() -> None:
+        client = HelperClient("zygote", path, restart)
+        assert await client.request({"op": "ping"}) == {"pid": 7}
+        client.close()
+
+    asyncio.run(body())
+    assert len(started) == 3
 
 
 def test_blocking_ask(tmp_path: Path) -> None:
