@@ -27,9 +27,15 @@ class Tuning(Protocol):
         """Do it. Raises RuntimeFailure."""
 
 
-def detach(name: str, stdio: tuple[int, int, int] | None, keep: Iterable[int], preserve_fds: int) -> None:
-    """Cut the child off from the process it was cloned from."""
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+def detach(
+    name: str, stdio: tuple[int, int, int] | None, keep: Iterable[int], preserve_fds: int, *, visible: bool = False
+) -> None:
+    """Cut the child off from the process it was cloned from.
+
+    ``visible`` leaves its ``/proc`` files to its user until it becomes root of its namespace.
+    """
+    if not visible:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.set_process_name(name)
     os.umask(0o022)
     gc.disable()

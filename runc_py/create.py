@@ -167,7 +167,7 @@ class Creation:
         if self.seccomp is not None:
             state.write_atomically(self.directory, state.SECCOMP_FILE, self.seccomp.program)
         self.state.save()
-        self.manager.create()
+        self._make_cgroup()
         if resources := self.linux.get("resources"):
             self.manager.set(resources)
         self._make_rdt_group()
@@ -188,6 +188,7 @@ class Creation:
             state=self.state.oci_state("creating"),
             prepared=self.prepared.fds,
             tuning=tuning_of(self.spec),
+            rootless="user" in self.namespaces.new and os.geteuid() != 0,
         )
         try:
             self._clone(task)
@@ -196,6 +197,20 @@ class Creation:
         self._place()
         self._converse()
         return Launched(self.pid, self.pidfd, self.console)
+
+    def _make_cgroup(self) -> None:
+        """An ordinary user may have no cgroup to make one in: without limits asked for, none is needed (as in runc)."""
+        try:
+            self.manager.create()
+        except cgroups.CgroupError as error:
+            denied = isinstance(error.__cause__, PermissionError) and os.geteuid() != 0
+            limits = {key: value for key, value in (self.linux.get("resources") or {}).items() if key != "devices"}
+            if not denied or self.linux.get("cgroupsPath") or any(limits.values()):
+                raise
+            self.manager.destroy()
+            self.manager = cgroups.load({"kind": "disabled"})
+            self.state.cgroup = self.manager.save()
+            self.state.save()
 
     def _make_rdt_group(self) -> None:
         if wanted := self.linux.get("intelRdt"):

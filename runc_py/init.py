@@ -41,7 +41,10 @@ class CreateOptions(NamedTuple):
 
 
 class InitTask(NamedTuple):
-    """What a new init is to do. ``cgroup`` is None when the parent places it; ``keyring`` None keeps the caller's."""
+    """What a new init is to do. ``cgroup`` is None when the parent places it.
+
+    ``rootless``: its parent is an ordinary user who writes its id maps, and needs to open its ``/proc`` files for that.
+    """
 
     spec: dict[str, Any]
     namespaces: Namespaces
@@ -55,6 +58,7 @@ class InitTask(NamedTuple):
     state: dict[str, Any]
     prepared: Sequence[int] = ()
     tuning: Sequence[child.Tuning] = ()
+    rootless: bool = False
 
     @property
     def process(self) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def run_init(task: InitTask) -> NoReturn:
     """Be the container's first process."""
     try:
         keep = [task.channel.fileno(), task.listener.fileno(), *task.namespaces.joined.values(), *task.prepared]
-        child.detach("runc-py:[INIT]", task.options.stdio, keep, task.options.preserve_fds)
+        child.detach("runc-py:[INIT]", task.options.stdio, keep, task.options.preserve_fds, visible=task.rootless)
         program, sets = _set_up(task)
         messages.send(task.channel, Kind.READY)
     except BaseException as error:

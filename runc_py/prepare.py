@@ -40,13 +40,14 @@ class Prepared:
 
     def prepare(self, operations: list[Operation], *, binds: bool = False) -> None:
         """Replace, in place, the operations that need it by ones that hold a descriptor; with ``binds`` all binds."""
-        userns = "user" in self._namespaces.kinds
+        # Without root the child has more rights than we, in its own user namespace.
+        userns = "user" in self._namespaces.kinds and os.geteuid() == 0
         for index, operation in enumerate(operations):
             if isinstance(operation, BindMount) and (binds or userns or operation.id_mapped):
                 if operation.options.copy_symlink and os.path.islink(operation.source):
                     continue
                 operations[index] = operation._replace(prepared=self._bind(operation))
-            elif isinstance(operation, MakeDevice) and operation.bind:
+            elif isinstance(operation, MakeDevice) and operation.bind and userns:
                 operations[index] = operation._replace(prepared=self._device(operation, index))
 
     def close(self) -> None:

@@ -153,7 +153,7 @@ def test_mounts_of_a_running_container(bundle: Bundle) -> None:
     (source / "file").write_text("here")
     bundle.spec["root"]["readonly"] = False
     bundle.sleeping()
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"destination": "/new/place", "type": "bind", "source": str(source), "options": ["bind", "ro"]},
         {"destination": "/new/memory", "type": "tmpfs", "source": "tmpfs"},
     ]
