@@ -96,12 +96,13 @@ def resolv_conf(sandbox: Sandbox, find: FindNetwork, options: NetworkOptions) ->
 
 
 def dns_record(sandbox: Sandbox, find: FindNetwork, pin: str, options: NetworkOptions) -> dict[str, Any] | None:
-    """What the DNS server needs to know of a container (``engine.network.dns``); None for one that does not ask it.
+    """What the DNS server needs to know of a container (``engine.network.dns``); None for one that it does not serve.
 
     Containers whose networks are all internal are not served from outside, so that no question leaks out (moby's
     CVE-2024-29018).
     """
-    if not uses_dns(sandbox, find):
+    asks, relays = uses_dns(sandbox, find), loopback_relays(sandbox)
+    if not asks and not relays:
         return None
     request = sandbox.request
     networks, outside, links = [], False, {}
@@ -122,7 +123,23 @@ def dns_record(sandbox: Sandbox, find: FindNetwork, pin: str, options: NetworkOp
         "forward": outside,
         "servers": list(request.dns),
         "host_servers": list(options.dns),
+        "asks": asks,
+        "relays": relays,
     }
+
+
+def loopback_relays(sandbox: Sandbox) -> list[tuple[int, str, int]]:
+    """(host port, address, port) of what is to be reached on ``::1`` too: TCP ports published on every address.
+
+    Only of containers without IPv6: where the host's ``::`` is held for one that has it, ``::1`` is taken.
+    """
+    return [
+        (port.host_port, endpoint.address, port.port)
+        for endpoint in sandbox.endpoints
+        if endpoint.address and not endpoint.address6
+        for port in endpoint.ports
+        if port.protocol == "tcp" and port.host_port and port.host_ip == "0.0.0.0"
+    ]
 
 
 def _links(config: Mapping[str, Any]) -> dict[str, str]:

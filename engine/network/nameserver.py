@@ -73,6 +73,17 @@ class NameServer:
         self._write(record)
         await self._tell({"op": "put", "id": record["id"]})
 
+    def put_soon(self, record: dict[str, Any]) -> None:
+        """``put`` without waiting and without failing, for what a container can start without."""
+        self._write(record)
+        self._background(self._put_soon(str(record["id"])))
+
+    async def _put_soon(self, container_id: str) -> None:
+        try:
+            await self._tell({"op": "put", "id": container_id})
+        except (OSError, Unavailable, Internal) as error:
+            log.warning("published ports do not answer on ::1", container=container_id, error=str(error))
+
     async def drop(self, container_id: str) -> None:
         """Make the server let go of a container. Idempotent; nothing to do where none was put."""
         if self._unlink(container_id):

@@ -368,8 +368,10 @@ class NetworkService:
     async def tell_names(self, sandbox: Sandbox) -> None:
         """Make the DNS server know a container as it is connected now, and linking ones its address."""
         record = self.dns_record(sandbox)
-        if record is not None:
+        if record is not None and record["asks"]:
             await self.nameserver.put(record)
+        elif record is not None:
+            self.nameserver.put_soon(record)
         else:
             await self.nameserver.drop(sandbox.request.container_id)
         if sandbox.on_default_bridge:

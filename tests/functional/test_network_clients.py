@@ -115,6 +115,7 @@ def test_networks_are_apart(world: World) -> None:
 def test_published_ports_of_every_form(world: World) -> None:
     world.web("all", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", f"{HOST}:8082:80", "-p", "9000-9002:80")
     assert world.get("http://127.0.0.1:8080/") == world.get(f"http://{HOST}:8080/") == "served\n"
+    wait_for(lambda: world.get("http://[::1]:8080/") == "served\n", "the IPv6 loopback")
     assert world.outside.get(f"http://{HOST}:8080/") == "served\n"
     assert world.get("http://127.0.0.1:8081/") == "served\n"
     assert world.outside.get(f"http://{HOST}:8081/", 1) == "", "published on the loopback alone"

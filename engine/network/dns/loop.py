@@ -50,11 +50,14 @@ class Loop:
 
     def forget(self, sock: socket.socket) -> None:
         """Close a socket and watch it no more. Idempotent."""
-        number = sock.fileno()
-        if number >= 0:
-            if self._callbacks.pop(number, None) is not None:
-                self._poll.unregister(number)
+        if sock.fileno() >= 0:
+            self.unwatch(sock)
             sock.close()
+
+    def unwatch(self, sock: socket.socket) -> None:
+        """Watch a socket no more, for now. Idempotent."""
+        if self._callbacks.pop(sock.fileno(), None) is not None:
+            self._poll.unregister(sock.fileno())
 
     def later(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call back once."""

@@ -17,6 +17,7 @@ from engine.network.dns.codec import Answer, Query
 from engine.network.dns.forward import BUFFER, MAX_SERVERS, Exchange, HostServers, OpenSocket, host_socket
 from engine.network.dns.loop import READ, WRITE, Loop
 from engine.network.dns.namespace import Home
+from engine.network.dns.relay import Relay, RelayListener
 from engine.network.dns.table import Record, Table
 
 PENDING_LIMIT = 1000
@@ -41,6 +42,7 @@ class Server:
         self._home = Home()
         self._host_servers = host_servers or HostServers()
         self._open: dict[str, ContainerSockets] = {}
+        self._relays: dict[str, dict[Relay, RelayListener]] = {}
         self.answered = self.forwarded = self.failed = 0
         self.generation = 0
 
@@ -48,7 +50,8 @@ class Server:
         """Know a container, and listen in its namespace if that is not done. Raises ``OSError``."""
         self.generation += 1
         self.table.put(record)
-        if record.id not in self._open:
+        self._relay(record.id, record.relays)
+        if record.asks and record.id not in self._open:
             udp, tcp = self._home.listen(record.pin)
             self._open[record.id] = ContainerSockets(self, record.id, udp, tcp)
 
@@ -56,9 +59,23 @@ class Server:
         """Forget a container; its namespace is no longer held. Idempotent."""
         self.generation += 1
         self.table.drop(container_id)
+        self._relay(container_id, ())
         sockets = self._open.pop(container_id, None)
         if sockets is not None:
             sockets.close()
+
+    def _relay(self, container_id: str, wanted: tuple[Relay, ...]) -> None:
+        """Have exactly these relays of a container."""
+        running = self._relays.pop(container_id, {})
+        for relay in set(running) - set(wanted):
+            running.pop(relay).close()
+        for relay in wanted:
+            if relay not in running:
+                # Another program has the port on the loopback: it keeps it.
+                with contextlib.suppress(OSError):
+                    running[relay] = RelayListener(self.loop, relay)
+        if running:
+            self._relays[container_id] = running
 
     def statistics(self) -> dict[str, int]:
         """Counters since the start."""

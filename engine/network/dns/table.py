@@ -8,6 +8,8 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
+from engine.network.dns.relay import Relay
+
 Address = IPv4Address | IPv6Address
 
 
@@ -25,7 +27,8 @@ class Record(NamedTuple):
 
     ``links`` are names only this container uses, by alias. ``servers`` are asked from within the container's namespace
     (``--dns``), ``host_servers`` from the host's; without either the host's resolv.conf holds. Without ``forward`` no
-    question leaves the machine.
+    question leaves the machine. Without ``asks`` the container has no server of ours, only ``relays`` on the host's
+    loopback.
     """
 
     id: str
@@ -35,6 +38,8 @@ class Record(NamedTuple):
     forward: bool
     servers: tuple[str, ...]
     host_servers: tuple[str, ...]
+    asks: bool
+    relays: tuple[Relay, ...]
 
 
 def decode(document: dict[str, Any]) -> Record:
@@ -47,6 +52,8 @@ def decode(document: dict[str, Any]) -> Record:
         forward=bool(document["forward"]),
         servers=tuple(document["servers"]),
         host_servers=tuple(document["host_servers"]),
+        asks=bool(document["asks"]),
+        relays=tuple(Relay(int(port), str(address), int(to)) for port, address, to in document["relays"]),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -125,6 +126,43 @@ def test_container_cannot_reach_the_hosts_loopback(on_private_host: Run) -> None
         assert not loopback()
 
     on_private_host(scenario)
+
+
+def test_localhost_by_ipv6(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        await host.up(host.request(2, ports={"80/tcp": "8080", "81/tcp": "127.0.0.1:8081"}))
+        stop = host.serve(2, 80)
+        await host.service.nameserver.statistics()  # a question behind the one that opened it
+        assert host.ask(None, "::1", 8080) == "172.17.0.1"
+        assert host.ask(None, "::1", 8081) == "", "published on 127.0.0.1 alone"
+        stop()
+        assert host.ask(None, "::1", 8080) == "", "nobody serves"
+        _echo_large(host)
+        await host.service.close_sandbox(host.request(2).container_id)
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("::1", 8080), 2)
+
+    on_private_host(scenario)
+
+
+def _echo_large(host: Any) -> None:
+    """Five megabytes there and back, with a half-close: more than all buffers on the way hold."""
+    data = os.urandom(5 << 20)
+    listener = host.within(2, lambda: socket.create_server(("", 80)))
+
+    def echo() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            got = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+            connection.sendall(got)
+
+    server = threading.Thread(target=echo, daemon=True)
+    server.start()
+    with socket.create_connection(("::1", 8080), 20) as client:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        assert b"".join(iter(lambda: client.recv(1 << 16), b"")) == data
+    server.join(5)
 
 
 def test_udp_port(on_private_host: Run) -> None:

@@ -25,6 +25,8 @@ def record(identifier: str, *networks: tuple[str, str, list[str]], **more: Any) 
             "forward": True,
             "servers": [],
             "host_servers": [],
+            "asks": True,
+            "relays": [],
             **more,
         }
     )

@@ -90,6 +90,9 @@ class FakeNameServer(NameServer):
     async def put(self, record: dict[str, Any]) -> None:
         self.records[record["id"]] = record
 
+    def put_soon(self, record: dict[str, Any]) -> None:
+        self.records[record["id"]] = record
+
     async def drop(self, container_id: str) -> None:
         self.records.pop(container_id, None)
 
