@@ -112,6 +112,7 @@ class App:
             await server.close()
             self._remove_sockets()
             await self.containers.close()
+            await self.networks.close()
             await self.images.close()
             await self.backend.close()
             self.store.close()
