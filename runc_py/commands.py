@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from runc_py.runtime import Launched, Runtime
 
 
+def _columns() -> int:
+    text = os.environ.get("COLUMNS", "")
+    return max(40, int(text)) if _is_number(text) else 80
+
+
 class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        # argparse makes a formatter for each option it is told of, and without a width imports shutil for it.
+        super().__init__(prog, width=_columns() - 2)
+
     def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
         super().add_usage(usage, actions, groups, "Usage: ")
 

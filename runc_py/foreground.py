@@ -12,8 +12,6 @@ import os
 import select
 import signal
 import struct
-import termios
-import tty
 from typing import TYPE_CHECKING
 
 from runc_py import console
@@ -71,6 +69,9 @@ def _raw_terminal():  # type: ignore[no-untyped-def] # Generator would be import
     if not os.isatty(0):
         yield
         return
+    import termios
+    import tty
+
     before = termios.tcgetattr(0)
     tty.setraw(0, termios.TCSADRAIN)  # what was typed already is for the container
     try:
