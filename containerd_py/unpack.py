@@ -60,6 +60,7 @@ class Unpacker:
         self._workers = workers
         self._database = database
         self._locks: dict[tuple[str, str, str], _Turn] = {}
+        self._settling: set[asyncio.Task[None]] = set()
 
     @property
     def default(self) -> str:
@@ -72,8 +73,10 @@ class Unpacker:
         """Have a committed snapshot of all ``layers`` (base first); returns its chain ID ("" without layers).
 
         ``config``: digest of the config blob, which gets the label that keeps the snapshot ("" for none). ``scope``'s
-        lease holds every snapshot from its beginning on. On disk when this returns. Raises ``DataLoss`` (a layer is not
-        what ``diff_id`` says, or is corrupt), ``InvalidArgument``, ``ResourceExhausted``, and what ``ready`` raises.
+        lease holds every snapshot from its beginning on. Layers go to disk in the background: those that a power cut
+        takes before are forgotten at the next start (never used damaged), and unpacked again. Raises ``DataLoss`` (a
+        layer is not what ``diff_id`` says, or is corrupt), ``InvalidArgument``, ``ResourceExhausted``, and what
+        ``ready`` raises.
         """
         name = snapshotter or self.default
         target = self._snapshotters.get(name)
@@ -82,12 +85,22 @@ class Unpacker:
         chain = digest.chain_ids(layer.diff_id for layer in layers)
         await self._all(_Unpacking(self, scope, target, layers, chain, progress))
         if chain:
-            await asyncio.to_thread(target.settle, scope, chain)
+            self._settle(target, scope, chain)
         if config and chain:
             label = GC_REF_SNAPSHOT + name
             self._content.update(scope, config, {label: chain[-1]}, [f"labels.{label}"])
         await self._database.flushed()
         return chain[-1] if chain else ""
+
+    def _settle(self, target: DirectorySnapshotter, scope: Scope, chain: Sequence[str]) -> None:
+        settling = asyncio.create_task(asyncio.to_thread(target.settle, scope, chain))
+        self._settling.add(settling)
+        settling.add_done_callback(self._settled)
+
+    def _settled(self, settling: asyncio.Task[None]) -> None:
+        self._settling.discard(settling)
+        if not settling.cancelled() and (error := settling.exception()) is not None:
+            _log.warning("layers may not be on disk yet; the next start sees to it", reason=str(error))
 
     async def _all(self, unpacking: _Unpacking) -> None:
         try:
