@@ -6,8 +6,6 @@ Rule: the project is one a user would write; what Compose does with it is looked
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import Engine
+from tests.support.newer import MISSING, compose_program
 
-COMPOSE = shutil.which("docker-compose", path=os.environ.get("GANTRY_TEST_PEERS", "/var/cache/gantry-tests"))
+COMPOSE = compose_program()
 ERASE_LINE = "\x1b[2K"
 """Compose writes it before log lines, terminal or not."""
 
@@ -49,7 +48,7 @@ networks: {front: {}, back: {internal: true}}
 configs: {motd: {file: ./motd}}
 """
 
-pytestmark = pytest.mark.skipif(COMPOSE is None, reason="no Compose v2 here: bash tests/install-compose")
+pytestmark = pytest.mark.skipif(COMPOSE is None, reason=f"Compose v2 is {MISSING}")
 
 
 class Compose:

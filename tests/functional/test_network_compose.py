@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.compose import compose_program
 from tests.support.engine import Engine
 from tests.support.host import wait_for
+from tests.support.newer import MISSING, compose_program
 
 COMPOSE = compose_program()
 
-pytestmark = pytest.mark.skipif(COMPOSE is None, reason="Compose v2 is not installed: set GANTRY_TEST_COMPOSE")
+pytestmark = pytest.mark.skipif(COMPOSE is None, reason=f"Compose v2 is {MISSING}")
 
 PROJECT = """
 services:

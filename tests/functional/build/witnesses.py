@@ -7,15 +7,13 @@ taken, as they know the language up to 1.7; bookworm's know it up to 1.2.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.bench.peers import Dockerd
 from tests.support.engine import DOCKER
 from tests.support.host import PrivateHost
+from tests.support.newer import NEWER
 
-NEWER = Path(os.environ.get("GANTRY_NEWER_PEERS", "~/.cache/gantry-peers/trixie")).expanduser()
 OLD_CLIENT = "/usr/bin/docker"
 """Bookworm's client has BuildKit's inside."""
 

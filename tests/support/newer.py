@@ -1,0 +1,21 @@
+"""Newer peers than the release here has: where ``tests/install-newer-peers`` unpacked them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+NEWER = Path(os.environ.get("GANTRY_TEST_PEERS", "/var/cache/gantry-tests/trixie"))
+MISSING = "not fetched: bash tests/install-newer-peers"
+
+
+def newer_program(path: str) -> str | None:
+    """The program ``path`` (relative to the root) of the newer release; None when it was not fetched."""
+    found = NEWER / path
+    return str(found) if os.access(found, os.X_OK) else None
+
+
+def compose_program() -> str | None:
+    """Compose v2: the newer release's, else the one on PATH."""
+    return newer_program("usr/libexec/docker/cli-plugins/docker-compose") or shutil.which("docker-compose")
