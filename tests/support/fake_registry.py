@@ -48,6 +48,10 @@ class FakeRegistry:
         self.stall_after: int | None = None
         """Bytes of a blob after which nothing more comes."""
         self.stalls = 0
+        self.uploads: dict[str, bytearray] = {}
+        self.cut_uploads = 0
+        self.cut_after = 1_000_000
+        """Bytes of an upload after which the connection is closed, ``cut_uploads`` times."""
         self.failing = 0
         """Status of every answer; 0 for the right one."""
 
@@ -88,7 +92,12 @@ class FakeRegistry:
             scope = f"repository:{request.path.split('/')[2]}:pull"
             challenge = f'Bearer realm="{self.realm}",service="fake",scope="{scope}"'
             return web.json_response({"errors": []}, status=401, headers={"WWW-Authenticate": challenge})
+        if "/blobs/uploads/" in request.path:
+            return await self._upload(request)
         if match := re.fullmatch(r"/v2/(.+)/manifests/(.+)", request.path):
+            if request.method == "PUT":
+                self.name(match[2], await request.read(), request.content_type)
+                return web.Response(status=201)
             return self._manifest(match[2])
         if match := re.search(r"/blobs/(sha256:[0-9a-f]{64})$", request.path):
             return await self._blob(request, match[1])
@@ -135,3 +144,23 @@ class FakeRegistry:
             await asyncio.sleep(60)
         await response.write(data[start:end])
         return response
+
+    async def _upload(self, request: web.Request) -> web.StreamResponse:
+        if request.method == "POST":
+            upload = f"/v2/app/blobs/uploads/{len(self.uploads)}"
+            self.uploads[upload] = bytearray()
+            return web.Response(status=202, headers={"Location": upload})
+        data = self.uploads[request.path]
+        if request.method == "PUT":
+            good = self.add(bytes(data)) == request.query["digest"]
+            return web.Response(status=201 if good else 400)
+        if request.method == "PATCH":
+            before = len(data)
+            async for piece in request.content.iter_chunked(65536):
+                data += piece
+                if self.cut_uploads and len(data) - before >= self.cut_after:
+                    self.cut_uploads -= 1
+                    assert request.transport is not None
+                    request.transport.abort()
+        headers = {"Location": request.path, "Range": f"0-{len(data) - 1}"}
+        return web.Response(status=202 if request.method == "PATCH" else 204, headers=headers)
