@@ -216,9 +216,10 @@ class Creation:
         if wanted := self.linux.get("intelRdt"):
             from runc_py import resctrl
 
-            self.group = resctrl.create_group(wanted, self.state.id)
-            self.state.resctrl = list(self.group)
+            planned = resctrl.planned_group(wanted, self.state.id)
+            self.state.resctrl = list(planned)
             self.state.save()
+            self.group = resctrl.create_group(wanted, planned)
 
     def _cgroup_mounts(self) -> cgroups.ContainerMounts | None:
         wanted = any(entry.get("type") in ("cgroup", "cgroup2") for entry in self.spec.get("mounts") or ())

@@ -142,9 +142,12 @@ def user_namespace(uids: Sequence[dict[str, int]], gids: Sequence[dict[str, int]
     """A descriptor of a new user namespace with these mappings; no process stays in it."""
     from runc_py.namespaces import write_id_maps
 
+    parent = os.getpid()
     pid, pidfd = syscalls.clone(syscalls.CLONE_NEWUSER)
     if pid == 0:
-        signal.pause()
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # else it died before the line above
+            signal.pause()
         os._exit(0)
     try:
         write_id_maps(pid, {"uidMappings": uids, "gidMappings": gids})

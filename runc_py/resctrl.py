@@ -50,11 +50,15 @@ def check_intel_rdt(wanted: Any) -> None:
         raise InvalidSpec("linux.intelRdt.schemata: must be a list of lines")
 
 
-def create_group(wanted: Mapping[str, Any], container_id: str, mount_point: str = "") -> Group:
+def planned_group(wanted: Mapping[str, Any], container_id: str, mount_point: str = "") -> Group:
+    """The group that ``create_group`` will give, to be recorded before it is made."""
+    path = f"{mount_point or find_mount()}/{wanted.get('closID') or container_id}"
+    return Group(path, not os.path.isdir(path))
+
+
+def create_group(wanted: Mapping[str, Any], group: Group) -> Group:
     """Make or find the group that ``linux.intelRdt`` asks for and write its schemata."""
-    base = mount_point or find_mount()
-    name = wanted.get("closID")
-    path = f"{base}/{name or container_id}"
+    path = group.path
     lines = [line for line in (wanted.get("l3CacheSchema"), wanted.get("memBwSchema")) if line]
     lines += wanted.get("schemata") or []
     try:

@@ -166,6 +166,25 @@ def test_mounts_of_a_running_container(bundle: Bundle) -> None:
         bundle.runtime.add_mounts(bundle.id, [{**entries[0], "destination": "/proc/sys"}])
 
 
+def test_checkpoint_without_criu_says_what_to_install(bundle: Bundle) -> None:
+    bundle.sleeping()
+    for command in ("checkpoint", "restore"):
+        done = bundle.command("--criu", "/no/such/criu", command, bundle.id)
+        assert done.returncode == 1
+        assert "need the program /no/such/criu: install the package criu" in done.stderr
+    assert bundle.runtime.state(bundle.id)["status"] == "running"
+
+
+def test_a_failed_restore_leaves_nothing(bundle: Bundle) -> None:
+    """With a criu that fails, as it does for images that are none."""
+    images = bundle.directory / "images"
+    images.mkdir()
+    (images / "descriptors.json").write_text('["/dev/null", "/dev/null", "/dev/null"]')
+    done = bundle.command("--criu", "/bin/false", "restore", "--detach", "--image-path", str(images), bundle.id)
+    assert (done.returncode, "restore: criu failed (1)" in done.stderr) == (1, True), done.stderr
+    assert bundle.runtime.list() == []
+
+
 def test_delete_by_regular_expression(bundle: Bundle) -> None:
     bundle.sleeping()
     assert bundle.command("delete", "--force", "--regex", f"^{bundle.id[:-2]}").returncode == 0
