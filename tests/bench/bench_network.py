@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 
 from tests.bench.measure import interleaved
 from tests.bench.peers import Peer, dockerd, gantry
+from tests.bench.results import Result, emit, figure
 from tests.support.host import wait_for
 from tests.support.images import busybox_rootfs
 
@@ -130,11 +130,13 @@ def main() -> int:
         for peer in peers:
             peer.docker("import", "-c", 'CMD ["sh"]', "-", "busybox:latest", stdin=busybox_rootfs())
         share = run_share(peers, rounds)
-        print("the network's share of run, ms:", {name: round(ms, 1) for name, ms in share.items()}, flush=True)
+        shares = tuple(figure(name, [ms]) for name, ms in share.items())
+        emit(Result("network-share", "the network's share of docker run --rm", "ms", shares, {theirs.name: 1.0}))
         worse |= share[ours.name] >= share[theirs.name]
         made = {peer.name: many_networks(peer) for peer in peers}
-        for name, (up, down) in made.items():
-            print(f"{NETWORKS} networks, {name}: made in {up:.2f} s, removed in {down:.2f} s", flush=True)
+        for index, what in enumerate(("made", "removed")):
+            seconds = tuple(figure(name, [times[index]], 1e3) for name, times in made.items())
+            emit(Result(f"networks-{what}", f"{NETWORKS} networks {what}", "ms", seconds, {theirs.name: 1.0}))
         worse |= sum(made[ours.name]) >= sum(made[theirs.name])
         with traffic(ours) as ours_pids, traffic(theirs) as theirs_pids:
             _traffic(((ours, *ours_pids), (theirs, *theirs_pids)), max(3, rounds // 3))
@@ -153,7 +155,9 @@ def _traffic(peers: tuple[tuple[Peer, str, str], ...], rounds: int) -> None:
             ):
                 results.setdefault(what, {}).setdefault(peer.name, []).append(value)
     for what, by_peer in results.items():
-        print(what, {name: round(statistics.median(values), 2) for name, values in by_peer.items()}, flush=True)
+        unit = what.partition(" ")[0].rstrip(",")
+        figures = tuple(figure(name, values) for name, values in by_peer.items())
+        emit(Result(f"traffic {what}", what, unit, figures, {"docker.io": 1.0}, higher_is_better=True))
 
 
 def _address(peer: Peer) -> str:

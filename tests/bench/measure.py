@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from tests.bench.results import Figure, figure
+
 
 class Row(NamedTuple):
     """Times of one contender in seconds."""
@@ -35,9 +37,6 @@ def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int, *, 
     return [Row(name, tuple(values)) for name, values in times.items()]
 
 
-def report(title: str, rows: list[Row]) -> str:
-    """A table: median, minimum and maximum in milliseconds, and the ratio of medians to the last row's."""
-    base = rows[-1]
-    lines = [f"{title} ({len(base.times)} rounds, interleaved)", f"{'ms':<28}{'median':>9}{'min':>9}{'max':>9}   ratio"]
-    lines += [f"{row}{row.median / base.median:>8.2f}" for row in rows]
-    return "\n".join(lines)
+def figures(rows: list[Row]) -> tuple[Figure, ...]:
+    """``rows`` in milliseconds."""
+    return tuple(figure(row.name, row.times, 1e3) for row in rows)
