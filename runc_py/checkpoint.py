@@ -56,7 +56,7 @@ def checkpoint_container(
     with open(f"{options.images}/{DESCRIPTORS}", "w", encoding="utf-8") as file:
         json.dump(streams, file)
     command = [options.program, "pre-dump" if pre_dump else "dump", "--tree", str(container.pid)]
-    command += _common(options, "dump.log", container.rootfs)
+    command += _common(options, "dump.log", container.rootfs, container.spec)
     command += [f"--manage-cgroups={options.cgroup_mode}"]
     for destination, _ in outside_mounts(container.spec, container.bundle):
         command += ["--external", f"mnt[{destination}]:{destination}"]
@@ -107,7 +107,7 @@ def _restore(creation: Any, options: CriuOptions) -> Launched:
 
     pid_file = f"{creation.directory}/criu.pid"
     command = [options.program, "restore", "--restore-detached", "--restore-sibling", "--pidfile", pid_file]
-    command += _common(options, "restore.log", creation.rootfs)
+    command += _common(options, "restore.log", creation.rootfs, creation.spec)
     # The program that restores is in the container's cgroup already, and so are its children.
     command += ["--manage-cgroups=ignore"]
     for destination, source in outside_mounts(creation.spec, creation.state.bundle):
@@ -153,8 +153,11 @@ def _saved_streams(images: str) -> list[str]:
     return [str(name) for name in found] if isinstance(found, list) else []
 
 
-def _common(options: CriuOptions, log: str, rootfs: str) -> list[str]:
+def _common(options: CriuOptions, log: str, rootfs: str, spec: dict[str, Any]) -> list[str]:
+    config = (spec.get("annotations") or {}).get("org.criu.config") or "/etc/criu/runc.conf"
     found = ["--images-dir", options.images, "--log-file", log, "-v4", "--root", rootfs, *options.flags]
+    if os.path.exists(config):
+        found += ["--config", config]
     return [*found, "--work-dir", options.work] if options.work else found
 
 
