@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 
 from engine.api.images import progress
+from engine.build.cache import Prune
 from engine.build.context import Context
 from engine.build.options import BuildOptions
 from engine.build.remote import clone, fetch, is_git
@@ -28,9 +31,10 @@ from engine.images import credentials
 from engine.images.catalog import parse_platform
 from engine.images.names import check_name
 from oci import reference as references
-from oci.errors import InvalidArgument, Unimplemented
+from oci.errors import DataLoss, InvalidArgument, Unimplemented
 
 CLASSIC = ("", "1")
+PRUNE_FILTERS = frozenset(["until", "unused-for", "id", "type", "inuse", "parent", "description", "shared", "private"])
 SECRETS_HEADER = "x-gantry-build-secrets"
 
 
@@ -79,12 +83,17 @@ class BuildApi:
     async def prune(self, request: Request) -> Answer:
         """``POST /build/prune``."""
         filters = request.filters()
-        unknown = set(filters) - {"until", "id", "type", "inuse", "parent", "description", "shared", "private"}
+        unknown = set(filters) - PRUNE_FILTERS
         if unknown:
             raise InvalidArgument(f"invalid filter '{sorted(unknown)[0]}'")
-        until = min((parse_time(text, "until") for text in filters.get("until", ())), default=None)
-        ids = tuple(filters["id"]) if "id" in filters else None
-        deleted, freed = await self._builds.prune(until=until, every=request.flag("all"), ids=ids)
+        times = [*filters.get("until", ()), *filters.get("unused-for", ())]
+        until = min((parse_time(text, "until") for text in times), default=None)
+        wanted = Prune(
+            used_before=until,
+            ids=tuple(filters["id"]) if "id" in filters else None,
+            keep=request.number("keep-storage", 0) or request.number("reserved-space", 0) or 0,
+        )
+        deleted, freed = await self._builds.prune(wanted, every=request.flag("all"))
         return json_response({"CachesDeleted": deleted or None, "SpaceReclaimed": freed})
 
     async def cancel(self, request: Request) -> Answer:
@@ -107,18 +116,45 @@ async def _download(context: Context, url: str) -> bool:
 async def _receive(context: Context, chunks: AsyncIterator[bytes]) -> None:
     """The request's body, packed in any way, into ``context``."""
     loop = asyncio.get_running_loop()
+    body: Any = _Body(chunks, loop)
+    # A thread of its own: a slow client would keep others of the engine from theirs.
+    thread = ThreadPoolExecutor(1, "build-context")
+    receiving = loop.run_in_executor(thread, lambda: context.receive(Unpacked(body).read))
+    try:
+        await asyncio.shield(receiving)
+    except asyncio.CancelledError:
+        body.give_up()
+        with contextlib.suppress(Exception, CancelledError):
+            await receiving
+        raise
+    finally:
+        thread.shutdown(wait=False)
 
-    class Body(io.RawIOBase):
-        """The chunks as a file, read from a worker thread."""
 
-        def read(self, size: int = -1) -> bytes:
-            async def more() -> bytes:
-                return await anext(chunks, b"")
+class _Body(io.RawIOBase):
+    """A request's body as a file, read from a thread."""
 
-            return asyncio.run_coroutine_threadsafe(more(), loop).result()
+    def __init__(self, chunks: AsyncIterator[bytes], loop: asyncio.AbstractEventLoop) -> None:
+        self._chunks = chunks
+        self._loop = loop
+        self._given_up = False
+        self._waiting: Future[bytes] | None = None
 
-    body: Any = Body()
-    await asyncio.to_thread(lambda: context.receive(Unpacked(body).read))
+    def read(self, size: int = -1) -> bytes:
+        """The next piece, of any size."""
+        self._waiting = asyncio.run_coroutine_threadsafe(self._next(), self._loop)
+        return self._waiting.result()
+
+    async def _next(self) -> bytes:
+        if self._given_up:
+            raise DataLoss("the client went away in the middle of the build context")
+        return await anext(self._chunks, b"")
+
+    def give_up(self) -> None:
+        """The reading thread gets an error instead of more. Called on the loop."""
+        self._given_up = True
+        if self._waiting is not None:
+            self._waiting.cancel()
 
 
 def options_of(request: Request) -> BuildOptions:

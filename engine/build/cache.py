@@ -1,15 +1,18 @@
 """The build cache: what a step made, under a key that says all it was made from.
 
-Rule: an entry is used only while its layer is here; layers and snapshots of entries are held by one lease of
-containerd, so they live as long as their entry and not a moment longer.
+Rule: an entry is used only while its layer is here. Layers and snapshots of entries are held by one lease of
+containerd: what no entry needs is let go of, but never while a build is under way, since a build relies on what it
+found and on what it has just made.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
@@ -23,6 +26,9 @@ from protos.containerd import leases_pb2
 
 LEASE = "gantry-build-cache"
 KIND = "buildcache"
+CHAINS = "buildchain"
+SHOWN = 25
+"""Characters of a key that make an id for people."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +39,6 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     blob: Descriptor | None = None
     diff_id: str = ""
-    parent: str = ""
     made_at: int = 0
     used_at: int = 0
     uses: int = 0
@@ -41,6 +46,33 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def layer(self) -> NewLayer | None:
         return NewLayer(self.blob, self.diff_id) if self.blob is not None else None
+
+    @property
+    def id(self) -> str:
+        return self.key[:SHOWN]
+
+    @property
+    def size(self) -> int:
+        return self.blob.size if self.blob is not None else 0
+
+
+class _Snapshot(msgspec.Struct, frozen=True):
+    """A snapshot that a build made: the layer ``diff_id`` on the chain ``parent``."""
+
+    parent: str
+    diff_id: str
+
+
+class Prune(msgspec.Struct, frozen=True, kw_only=True):
+    """Which entries go: those last used before ``used_before`` (ns), of ``ids`` (beginnings), until ``keep`` bytes."""
+
+    used_before: int | None = None
+    ids: tuple[str, ...] | None = None
+    keep: int = 0
+
+    @property
+    def everything(self) -> bool:
+        return self.used_before is None and self.ids is None and not self.keep
 
 
 def key_of(*parts: str | Iterable[str]) -> str:
@@ -62,12 +94,32 @@ class BuildCache:
         self._store = store
         self._containerd = containerd
         self._entries = {key: msgspec.json.decode(body, type=Entry) for key, body in store.all(KIND)}
+        self._chains = {key: msgspec.json.decode(body, type=_Snapshot) for key, body in store.all(CHAINS)}
+        self._in_use: Counter[str] = Counter()
+        self._builds = 0
+        self._stale = False
+        self.shortcuts: dict[str | None, str] = {}
+        """Keys by what is cheaper to know (see ``Filer.shortcut``); in memory alone, a new start finds them again."""
         self.metadata = containerd.backend.with_lease(LEASE)
 
     async def start(self) -> None:
-        """Make the lease. Idempotent."""
+        """Make the lease; let go of what a build of an earlier life left in it."""
         with contextlib.suppress(AlreadyExists), translated():
             await self._containerd.backend.leases.Create(leases_pb2.CreateRequest(id=LEASE))
+        await self._let_go()
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """One build's use of the cache: what it finds and makes stays until it is over."""
+        session = Session(self)
+        self._builds += 1
+        try:
+            yield session
+        finally:
+            self._builds -= 1
+            self._in_use.subtract(session.keys)
+            if self._stale and not self._builds:
+                await asyncio.shield(self._let_go())
 
     async def get(self, key: str) -> Entry | None:
         """The entry of ``key`` if what it refers to is still here; its use is noted."""
@@ -82,9 +134,24 @@ class BuildCache:
         return entry
 
     def put(self, entry: Entry) -> None:
-        """Remember a result."""
+        """Remember a result, whose layer is held by the lease."""
         now = time.time_ns()
         self._put(msgspec.structs.replace(entry, made_at=now, used_at=now))
+
+    def use(self, key: str) -> None:
+        """A build relies on the entry until its session ends."""
+        self._in_use[key] += 1
+
+    def note_snapshot(self, chain_id: str, parent: str, diff_id: str) -> None:
+        """A build made the snapshot ``chain_id``."""
+        if chain_id not in self._chains:
+            snapshot = _Snapshot(parent, diff_id)
+            self._store.put(CHAINS, chain_id, msgspec.json.encode(snapshot))
+            self._chains[chain_id] = snapshot
+
+    def note_failure(self) -> None:
+        """A build ended in the middle: it may have left layers that no entry knows."""
+        self._stale = True
 
     def _put(self, entry: Entry) -> None:
         self._store.put(KIND, entry.key, msgspec.json.encode(entry))
@@ -98,30 +165,90 @@ class BuildCache:
         """All entries, oldest use first."""
         return sorted(self._entries.values(), key=lambda entry: entry.used_at)
 
-    async def prune(self, *, used_before: int | None = None, ids: tuple[str, ...] | None = None) -> list[Entry]:
-        """Remove entries (all, those last used before, those named); those removed.
+    def in_use(self, entry: Entry) -> bool:
+        """Whether a build that is under way relies on it."""
+        return self._in_use[entry.key] > 0
 
-        Layers that an image or another entry needs stay; the rest goes with containerd's next collection.
+    async def prune(self, wanted: Prune) -> list[Entry]:
+        """Remove entries, oldest use first; those removed. What a build uses now stays.
+
+        Layers that an image or another entry needs stay; the rest is gone when this returns, or when the last build
+        under way is over.
         """
-        gone = [
-            entry
-            for entry in self.entries()
-            if (used_before is None or entry.used_at < used_before) and (ids is None or entry.key.startswith(ids))
-        ]
-        for entry in gone:
+        left = sum(entry.size for entry in self._entries.values())
+        gone = []
+        for entry in self.entries():
+            if self.in_use(entry) or left <= wanted.keep > 0:
+                continue
+            if wanted.used_before is not None and entry.used_at >= wanted.used_before:
+                continue
+            if wanted.ids is not None and not entry.key.startswith(wanted.ids):
+                continue
+            left -= entry.size
+            gone.append(entry)
             self._forget(entry.key)
-        kept = {entry.blob.digest for entry in self._entries.values() if entry.blob is not None}
-        await self._release({e.blob.digest for e in gone if e.blob is not None} - kept, everything=not self._entries)
+        self._stale = True
+        self.shortcuts.clear()
+        if not self._builds:
+            await self._let_go()
         return gone
 
-    async def _release(self, digests: set[str], *, everything: bool) -> None:
+    async def _let_go(self) -> None:
+        """Take out of the lease what no entry needs, and have it collected."""
+        self._stale = False
+        layers = {entry.diff_id for entry in self._entries.values()}
+        for chain_id in [key for key in self._chains if not self._wanted(key, layers)]:
+            self._store.delete(CHAINS, chain_id)
+            del self._chains[chain_id]
+        kept = {entry.blob.digest for entry in self._entries.values() if entry.blob is not None} | self._chains.keys()
         leases = self._containerd.backend.leases
-        if everything:
-            with contextlib.suppress(NotFound), translated():
-                await leases.Delete(leases_pb2.DeleteRequest(id=LEASE, sync=True))
-            await self.start()
-            return
-        for digest in digests:
-            resource = leases_pb2.Resource(id=digest, type="content")
-            with contextlib.suppress(NotFound), translated():
-                await leases.DeleteResource(leases_pb2.DeleteResourceRequest(id=LEASE, resource=resource))
+        with translated():
+            held = (await leases.ListResources(leases_pb2.ListResourcesRequest(id=LEASE))).resources
+        for resource in held:
+            if resource.id not in kept:
+                with contextlib.suppress(NotFound), translated():
+                    await leases.DeleteResource(leases_pb2.DeleteResourceRequest(id=LEASE, resource=resource))
+        if held:
+            await self._collect()
+
+    def _wanted(self, chain_id: str, layers: set[str]) -> bool:
+        """Whether every layer that builds put into the snapshot is one of an entry."""
+        snapshot = self._chains.get(chain_id)
+        while snapshot is not None:
+            if snapshot.diff_id not in layers:
+                return False
+            snapshot = self._chains.get(snapshot.parent)
+        return True
+
+    async def _collect(self) -> None:
+        """One collection, over when this returns: a lease that ends synchronously asks for it."""
+        leases, name = self._containerd.backend.leases, f"{LEASE}-collect"
+        with contextlib.suppress(AlreadyExists), translated():
+            await leases.Create(leases_pb2.CreateRequest(id=name))
+        with contextlib.suppress(NotFound), translated():
+            await leases.Delete(leases_pb2.DeleteRequest(id=name, sync=True))
+
+
+class Session:
+    """The cache as one build sees it."""
+
+    def __init__(self, cache: BuildCache) -> None:
+        self._cache = cache
+        self.shortcuts = cache.shortcuts
+        self.keys: list[str] = []
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry of ``key``, which stays while the build goes on."""
+        entry = await self._cache.get(key)
+        if entry is not None:
+            self._use(key)
+        return entry
+
+    def put(self, entry: Entry) -> None:
+        """Remember a result."""
+        self._cache.put(entry)
+        self._use(entry.key)
+
+    def _use(self, key: str) -> None:
+        self.keys.append(key)
+        self._cache.use(key)

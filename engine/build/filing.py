@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.build import copying
+from engine.build.cache import key_of
 from engine.build.copying import Inline, Member, Owner, Request
 from engine.build.dockerfile.expand import Expander
 from engine.build.dockerfile.instructions import Transfer
@@ -20,6 +21,7 @@ from engine.build.modes import parse_mode
 from engine.build.plan import Stage, find_stage
 from engine.build.progress import StageLog
 from engine.build.remote import Fetched, fetch, is_git, is_url
+from engine.build.stagetree import StageTree
 from engine.build.state import State
 from engine.build.trees import Node, Tree, clean, matches, resolve
 from engine.build.unpacking import unpacked
@@ -61,19 +63,41 @@ class Filer:
         async with self._solver.workshop.tree(chain) as rootfs:
             return Found(await asyncio.to_thread(_missing, state.config.working_dir, rootfs))
 
-    @contextlib.asynccontextmanager
-    async def _source(self, step: Transfer, state: State, log: StageLog) -> AsyncIterator[Tree]:
-        """Where files come from: another stage, an image, or the context."""
+    async def shortcut(self, step: Transfer, state: State, chain: Chain, log: StageLog) -> str | None:
+        """A key that is quickly made: equal ones mean equal members. None when a source must be fetched first."""
+        sources = [state.expand(text, step.source) for text in step.sources]
+        if step.add and any(is_url(text) or is_git(text) for text in sources):
+            return None
+        origin = await self._origin(step, state, log)
+        if origin is not None:
+            content = origin.id
+        else:
+            everything = Request("/x/", tuple(sources), tuple(_inline(step, state)), owner=None)
+            content = await asyncio.to_thread(_content, everything, self._solver.context)
+        options = (step.target, step.chown, step.chmod, *step.exclude)
+        return key_of(
+            "shortcut", chain.id, content, sources, [state.expand(text, step.source) for text in options],
+            state.config.working_dir, f"{step.add} {step.parents} {step.unpack}",
+        )  # fmt: skip
+
+    async def _origin(self, step: Transfer, state: State, log: StageLog) -> Chain | None:
+        """The stage or image that files come from; None for the context."""
         if not step.from_:
-            yield self._solver.context
-            return
+            return None
         stage = find_stage(self._solver.plan.stages, step.from_, self._stage.number)
         if stage is not None:
-            chain = (await self._solver.stage(stage.number)).chain
-        else:
-            name = state.expand(step.from_, step.source)
-            chain = (await self._solver.images.resolve(name, "", log)).chain
-        async with self._solver.workshop.tree(chain) as tree:
+            return (await self._solver.stage(stage.number)).chain
+        name = state.expand(step.from_, step.source)
+        return (await self._solver.images.resolve(name, "", log)).chain
+
+    @contextlib.asynccontextmanager
+    async def _source(self, step: Transfer, state: State, log: StageLog) -> AsyncIterator[Tree]:
+        """What files come from, as a tree."""
+        origin = await self._origin(step, state, log)
+        if origin is None:
+            yield self._solver.context
+            return
+        async with self._solver.workshop.tree(origin) as tree:
             yield tree
 
     async def _list(
@@ -133,6 +157,11 @@ class Filer:
         if request.target.endswith("/") and not got.name:
             raise InvalidArgument(f"cannot determine filename for {got.url}: give ADD a file name as its destination")
         return copying.members(request._replace(sources=(got.name or "download",), inline=()), got.tree, rootfs)
+
+
+def _content(request: Request, context: Tree) -> str:
+    """What a copy takes out of the context, wherever it goes."""
+    return copying.key(copying.members(request, context, StageTree([])))
 
 
 def _as_directory(target: str) -> str:

@@ -50,27 +50,28 @@ class CacheDirectories:
     def __init__(self, root: str) -> None:
         self._root = root
         self._locks: dict[str, asyncio.Lock] = {}
-        self._private: set[str] = set()
+        self._busy: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
     async def use(self, mount: RunMount, target: str) -> AsyncIterator[str]:
         """The directory of ``mount`` for one step."""
         parts = (mount.id or target, str(mount.mode), str(mount.uid), str(mount.gid))
         name = key_of("cache", parts)
-        if mount.sharing == "locked":
-            async with self._locks.setdefault(name, asyncio.Lock()):
-                yield self._made(name, mount)
-            return
         if mount.sharing == "private":
             number = 0
-            while f"{name}.{number}" in self._private:
+            while f"{name}.{number}" in self._busy:
                 number += 1
             name = f"{name}.{number}"
-            self._private.add(name)
+        lock = self._locks.setdefault(name, asyncio.Lock()) if mount.sharing == "locked" else contextlib.nullcontext()
+        self._busy[name] = self._busy.get(name, 0) + 1
         try:
-            yield self._made(name, mount)
+            async with lock:
+                yield self._made(name, mount)
         finally:
-            self._private.discard(name)
+            self._busy[name] -= 1
+            if not self._busy[name]:
+                del self._busy[name]
+                self._locks.pop(name, None)
 
     def _made(self, name: str, mount: RunMount) -> str:
         path = f"{self._root}/{name}"
@@ -80,22 +81,24 @@ class CacheDirectories:
             os.chown(path, mount.uid, mount.gid)
         return path
 
-    def size(self) -> int:
-        """Bytes in all of them. Blocking."""
-        total = 0
-        for directory, _, files in os.walk(self._root):
-            for file in files:
-                with contextlib.suppress(OSError):
-                    total += os.lstat(f"{directory}/{file}").st_blocks * 512
-        return total
-
-    def clear(self) -> None:
-        """Remove those that no step uses. Blocking."""
-        busy = self._private | {name for name, lock in self._locks.items() if lock.locked()}
+    def clear(self) -> int:
+        """Remove those that no step uses; bytes given back. Blocking."""
+        freed = 0
         with contextlib.suppress(FileNotFoundError):
-            for name in os.listdir(self._root):
-                if name not in busy:
-                    shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
+            for name in set(os.listdir(self._root)) - self._busy.keys():
+                freed += _size(f"{self._root}/{name}")
+                shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
+        return freed
+
+
+def _size(root: str) -> int:
+    """Bytes on disk of everything below ``root``. Blocking."""
+    total = 0
+    for directory, _, files in os.walk(root):
+        for file in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(f"{directory}/{file}").st_blocks * 512
+    return total
 
 
 class RunMounts:

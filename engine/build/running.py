@@ -145,6 +145,7 @@ class Runner:
         commit = snapshots_pb2.CommitSnapshotRequest(snapshotter=machine.doc.snapshotter, name=name, key=machine.id)
         with contextlib.suppress(AlreadyExists), translated():
             await self._containerd.backend.snapshots.Commit(commit, metadata=self._cache.metadata)
+        self._cache.note_snapshot(name, chain.id, layer.diff_id)
         return layer
 
     async def _remove(self, machine: Machine) -> None:

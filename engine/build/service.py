@@ -17,7 +17,7 @@ from typing import Any
 
 import structlog
 
-from engine.build.cache import BuildCache, Entry
+from engine.build.cache import BuildCache, Entry, Prune
 from engine.build.context import Context
 from engine.build.dockerfile.errors import DockerfileError, excerpt
 from engine.build.dockerfile.parser import parse
@@ -57,6 +57,7 @@ class BuildService:
     async def start(self) -> None:
         """Sweep what builds of an earlier life left."""
         await self._runner.sweep()
+        await self.cache.start()
         for directory in (self._spool_directory, self._run_directory):
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -101,7 +102,6 @@ class BuildService:
             yield {"stream": f"Successfully tagged {tag.familiar}\n"}
 
     async def _build(self, context: Context, options: BuildOptions, progress: Progress) -> Decoded:
-        await self.cache.start()
         name = options.dockerfile
         source = await asyncio.to_thread(dockerfile_of, context, name)
         await asyncio.to_thread(context.ignore, name)
@@ -129,13 +129,17 @@ class BuildService:
         _warn(planned, options, progress)
         bases = BaseImages(self._images, options)
         run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
-        parts = Parts(self.cache, self._workshop, self._runner, bases, self.caches, run_directory)
-        try:
-            built = await Solver(planned, context, options, progress, parts, wanted).solve()
-            return await self._export(built, options)
-        finally:
-            bases.close()
-            await asyncio.to_thread(shutil.rmtree, run_directory, ignore_errors=True)
+        async with self.cache.session() as session:
+            parts = Parts(session, self._workshop, self._runner, bases, self.caches, run_directory)
+            try:
+                built = await Solver(planned, context, options, progress, parts, wanted).solve()
+                return await self._export(built, options)
+            except BaseException:
+                self.cache.note_failure()
+                raise
+            finally:
+                bases.close()
+                await asyncio.to_thread(shutil.rmtree, run_directory, ignore_errors=True)
 
     async def _export(self, built: Built, options: BuildOptions) -> Decoded:
         """The image of the target stage, under every name asked for."""
@@ -152,18 +156,17 @@ class BuildService:
             images.tell(await images.catalog.find(decoded.id), "tag", tag.familiar)
         return decoded
 
-    async def prune(self, *, until: int | None, every: bool, ids: tuple[str, ...] | None) -> tuple[list[str], int]:
-        """Remove cache entries; (their ids, bytes given back)."""
-        gone = await self.cache.prune(used_before=until, ids=ids)
-        freed = sum(entry.blob.size for entry in gone if entry.blob is not None)
-        if ids is None and until is None and every:
-            freed += await asyncio.to_thread(self.caches.size)
-            await asyncio.to_thread(self.caches.clear)
-        return [entry.key[:25] for entry in gone], freed
+    async def prune(self, wanted: Prune, *, every: bool) -> tuple[list[str], int]:
+        """Remove cache entries, with ``every`` the directories of cache mounts too; (ids, bytes given back)."""
+        gone = await self.cache.prune(wanted)
+        freed = sum(entry.size for entry in gone)
+        if wanted.everything and every:
+            freed += await asyncio.to_thread(self.caches.clear)
+        return [entry.id for entry in gone], freed
 
     def usage(self) -> list[dict[str, Any]]:
         """``BuildCache`` of ``GET /system/df``."""
-        return [_record(entry) for entry in self.cache.entries()]
+        return [_record(entry, in_use=self.cache.in_use(entry)) for entry in self.cache.entries()]
 
 
 def dockerfile_of(context: Context, name: str) -> bytes:
@@ -189,14 +192,14 @@ def _warn(planned: Plan, options: BuildOptions, progress: Progress) -> None:
         progress.say({"stream": f"[Warning] {warning.rule}: {warning.text} (line {warning.lines.first})\n"})
 
 
-def _record(entry: Entry) -> dict[str, Any]:
+def _record(entry: Entry, *, in_use: bool) -> dict[str, Any]:
     return {
-        "ID": entry.key[:25],
+        "ID": entry.id,
         "Type": "regular",
         "Description": entry.description,
-        "InUse": False,
+        "InUse": in_use,
         "Shared": False,
-        "Size": entry.blob.size if entry.blob is not None else 0,
+        "Size": entry.size,
         "CreatedAt": _rfc3339(entry.made_at),
         "LastUsedAt": _rfc3339(entry.used_at),
         "UsageCount": entry.uses,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from engine.build.cache import BuildCache, Entry, key_of
+from engine.build.cache import Entry, Session, key_of
 from engine.build.context import Context
 from engine.build.copying import Request, members
 from engine.build.dockerfile.errors import DockerfileError, Lines
@@ -40,7 +40,7 @@ from oci.image import ExecutionConfig, ImageConfig, Platform, RootFS
 class Parts(NamedTuple):
     """What builds are made with. ``run_directory`` holds secrets and mounts of this build alone."""
 
-    cache: BuildCache
+    cache: Session
     workshop: Workshop
     runner: Runner
     images: BaseImages
@@ -235,19 +235,36 @@ class _StageRun:
             self.chain = await self._solver.workshop.stand_on(self.chain, entry.layer)
 
     async def _transfer(self, step: Transfer) -> None:
-        async with _failing(step.source.keyword), self._filer.members(step, self.state, self.chain, self._log) as found:
+        async with _failing(step.source.keyword):
+            shortcut = await self._filer.shortcut(step, self.state, self.chain, self._log)
+            key = self._solver.cache.shortcuts.get(shortcut, "")
+            entry = await self._known(key) if key else None
+            if entry is None:
+                entry = await self._copied(step, shortcut)
+        await self._stand_on(entry)
+        self._note(step.source.original, entry)
+
+    async def _copied(self, step: Transfer, shortcut: str | None) -> Entry:
+        """The members of a COPY or ADD as a layer, from the cache if they are known whatever they were copied from."""
+        async with self._filer.members(step, self.state, self.chain, self._log) as found:
             key = key_of("copy", await asyncio.to_thread(found.key), str(self._solver.options.epoch))
             entry = await self._known(key)
             if entry is None:
                 layer = await self._solver.workshop.layer(found.members, self._solver.options.epoch)
                 entry = await self._take(key, step.source.original, layer)
-        await self._stand_on(entry)
-        self._note(step.source.original, entry)
+        if shortcut is not None:
+            self._solver.cache.shortcuts[shortcut] = key
+        return entry
 
     async def _directory(self, step: Single) -> None:
         """WORKDIR makes its directory where it is missing."""
+        known = key_of("directory", self.chain.id, self.state.config.working_dir)
+        if self._solver.cache.shortcuts.get(known) == "":
+            self._note(step.source.original, None)
+            return
         found = await self._filer.directory(self.state, self.chain)
         if not found.members:
+            self._solver.cache.shortcuts[known] = ""
             self._note(step.source.original, None)
             return
         key = key_of("directory", found.key(), str(self._solver.options.epoch))

@@ -67,7 +67,9 @@ class Workshop:
         async with lock:
             if not await self._containerd.snapshot_exists(result.id):
                 await self._unpacker.apply(layer.blob, layer.diff_id, chain.id, result.id, self._cache.metadata)
-        self._locks.pop(result.id, None)
+                self._cache.note_snapshot(result.id, chain.id, layer.diff_id)
+        if not lock.locked():
+            self._locks.pop(result.id, None)
         return result
 
     @contextlib.asynccontextmanager

@@ -64,9 +64,9 @@ class Case(NamedTuple):
 def read(path: Path) -> Case:
     """The case in ``path``."""
     head, files = _split(path.read_text())
-    pairs = [tuple(part.strip() for part in line.split(":", 1)) for line in head if re.match(r"[a-z]+: ", line)]
-    fields = dict(pair for pair in pairs if pair[0] != "differs")
-    differs = dict(pair[1].split(" ", 1) for pair in pairs if pair[0] == "differs")
+    pairs = [line.partition(": ")[::2] for line in head if re.match(r"[a-z]+: ", line)]
+    fields = {key: value for key, value in pairs if key != "differs"}
+    differs = {value.split()[0]: value.split(None, 1)[1] for key, value in pairs if key == "differs"}
     listed = next((file.content for file in files if file.name == "EXPECT"), "")
     expected = {name: None if mode == "absent" else int(mode, 8) for name, mode in map(str.split, listed.splitlines())}
     return Case(

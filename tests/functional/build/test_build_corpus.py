@@ -6,11 +6,12 @@ step in the cache and give the same image.
 
 from __future__ import annotations
 
+import gzip
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -60,7 +61,7 @@ def contexts() -> Iterator[Path]:
     served = root / "served"
     served.mkdir()
     (served / "file.txt").write_text("served\n")
-    (served / "packed.tar.gz").write_bytes(cases.gzip.compress(cases.sample_tar(), mtime=0))
+    (served / "packed.tar.gz").write_bytes(gzip.compress(cases.sample_tar(), mtime=0))
     yield root
     shutil.rmtree(root)
 
@@ -73,7 +74,7 @@ def serve(host: PrivateHost, directory: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def build_all(host: PrivateHost, contexts: Path, commands: dict[str, Sequence[str]]) -> dict[str, Run]:
+def build_all(host: PrivateHost, contexts: Path, commands: Mapping[str, Sequence[str]]) -> dict[str, Run]:
     """Run the build command of each case, some at a time."""
 
     def one(item: tuple[str, Sequence[str]]) -> tuple[str, Run]:
