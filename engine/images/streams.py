@@ -21,8 +21,8 @@ from engine.backend import Backend, translated
 from oci.errors import GantryError
 from protos.containerd import streaming_pb2, transfer_types_pb2
 
-CHUNK = 32 << 10
-"""Bytes of an archive in one message, as containerd's own clients send them."""
+CHUNK = 256 << 10
+"""Bytes of an archive in one message, where the window allows so many."""
 GRANT = 1 << 30
 """Bytes a sender may send before it is told again."""
 END: Any = vars(grpc.aio)["EOF"]  # the stubs' types leave it out
@@ -85,16 +85,18 @@ class Stream:
     async def upload(self, pieces: AsyncIterator[bytes]) -> None:
         """Send ``pieces`` as fast as the receiver's window lets us, then end."""
         window = 0
-        async for piece in pieces:
-            for at in range(0, len(piece), CHUNK):
-                part = piece[at : at + CHUNK]
-                while window < len(part):
+        async for piece in _joined(pieces):
+            at = 0
+            while at < len(piece):
+                while window <= 0:
                     message = await self.receive()
                     if message is None:
                         return
                     window += transfer_types_pb2.WindowUpdate.FromString(message.value).update
+                part = piece[at : at + min(CHUNK, window)]
                 await self.send(transfer_types_pb2.Data(data=part))
                 window -= len(part)
+                at += len(part)
         await self.end()
 
     async def download(self) -> AsyncGenerator[bytes, None]:
@@ -117,6 +119,20 @@ class Stream:
             data = transfer_types_pb2.Data.FromString(message.value).data
             left -= len(data)
             yield data
+
+
+async def _joined(pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """``pieces``, small ones put together: a message costs the same whatever it holds."""
+    held: list[bytes] = []
+    size = 0
+    async for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= CHUNK:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 async def cancelled(*tasks: asyncio.Task[Any]) -> None:
