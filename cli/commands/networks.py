@@ -39,7 +39,9 @@ def parser(name: str) -> argparse.ArgumentParser:
         "--gw-priority", type=int, default=0, metavar="N", help="the highest gives the default route"
     )
     end = commands.add_parser("disconnect", help="disconnect a container")
-    end.add_argument("-f", "--force", action="store_true", help="not being connected is no error")
+    end.add_argument(
+        "-f", "--force", action="store_true", help="for scripts written for docker: it changes nothing here"
+    )
     for one in (connection, end):
         one.add_argument("network")
         one.add_argument("container")
