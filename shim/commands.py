@@ -25,6 +25,7 @@ from protos.wire import Values, WireError
 from shim import runtimes
 from shim.bundle import Bundle, ExitRecord
 from shim.config import ShimConfig
+from shim.stdio import Uris, forget_attach_socket
 
 _GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 _SOCKET_DIRECTORY = "/run/containerd/s"
@@ -232,5 +233,7 @@ def _delete(flags: dict[str, str]) -> Values:
         options, flags.get("address", ""), _required(flags, "namespace"), path, _SOCKET_DIRECTORY
     )
     runtime.delete(container_id)
+    if kept:
+        forget_attach_socket(Uris(*kept["uris"]))
     record = bundle.read_exit("") or ExitRecord(bundle.read_pid("init.pid"), _SIGKILLED, time.time_ns())
     return {"pid": record.pid, "exit_status": record.exit_status, "exited_at": timestamp(record.exited_at)}

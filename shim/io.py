@@ -34,6 +34,7 @@ class ProcessIO:
     def __init__(self, loop: Loop, uris: Uris) -> None:
         self._loop = loop
         self.terminal = uris.terminal
+        self._attach_path = targets.attach_socket(uris)
         self._stdin, self._stdout = targets.parse(uris.stdin), targets.parse(uris.stdout)
         self._stderr = Target(targets.NULL) if uris.terminal else targets.parse(uris.stderr)
         self.stdio: Stdio | None = None
@@ -181,8 +182,7 @@ class ProcessIO:
         self._pumps.append(CopyPump(self._loop, console, target))
 
     def _start_attach(self) -> None:
-        path = self._stdout.attach or self._stderr.attach or self._stdin.attach
-        if path:
+        if path := self._attach_path:
             self._attach = AttachServer(
                 self._loop,
                 path,

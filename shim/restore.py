@@ -20,7 +20,7 @@ from shim.io import ProcessIO
 from shim.loop import report
 from shim.process import Process
 from shim.service import TaskService
-from shim.stdio import RAWLOG, Uris, parse
+from shim.stdio import RAWLOG, Uris, forget_attach_socket, parse
 
 _STATUS = {"created": STATUS_CREATED, "running": STATUS_RUNNING, "paused": STATUS_PAUSED}
 
@@ -66,6 +66,7 @@ def _unmake(container: Container) -> None:
         container.runtime.delete(container.container_id)
     except errors.GantryError as error:
         report(f"cannot undo the create of {container.container_id}: {error}")
+    forget_attach_socket(container.init.uris)
     container.parking.drop()
     container.parking.close()
 
@@ -124,6 +125,8 @@ def _restore_process(
     if exit_record is not None or record.pid == 0:
         _close(mine)
         if exit_record is not None:
+            if process is container.init:
+                process.io = ProcessIO.restore(service.loop, process.uris, {})  # attach clients may still come
             process.ended(exit_record)
             # The old shim may have been killed between the record and the event: better twice than never.
             if exit_record.pid:

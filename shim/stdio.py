@@ -6,6 +6,7 @@ the way the process needs it; the holder keeps the FIFO whole while the client c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import NamedTuple
@@ -65,6 +66,19 @@ def parse(uri: str) -> Target:
     raise Unimplemented(
         f"stdio scheme {scheme!r} of {uri!r} is not built", hint="use a FIFO, file://, binary:// or rawlog://"
     )
+
+
+def attach_socket(uris: Uris) -> str:
+    """The path of the attach socket that the URIs ask for; empty when they ask for none."""
+    targets = (parse(uris.stdout), parse(uris.stderr), parse(uris.stdin))
+    return next((target.attach for target in targets if target.attach), "")
+
+
+def forget_attach_socket(uris: Uris) -> None:
+    """Remove the socket that a shim which was killed could not remove."""
+    with contextlib.suppress(FileNotFoundError, InvalidArgument, Unimplemented):
+        if path := attach_socket(uris):
+            os.unlink(path)
 
 
 class Opened(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.shim.conftest import CallError, Host, Shim, wait_until
+from tests.integration.shim.conftest import CallError, Host, Shim, read_all, wait_until
 from tests.integration.shim.test_shim_runs_containers import exec_process
 
 pytestmark = pytest.mark.root
@@ -33,6 +33,7 @@ def test_a_create_that_was_cut_off_is_undone(host: Host) -> None:
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     assert not list(Path("/sys/fs/cgroup").glob(f"*/gantry-test/{os.getpid()}-a"))
     assert host.keeper({"op": "list"}) == {"keys": []}
+    assert not Path(shim.attach_path).exists()
 
 
 def test_a_start_that_was_not_told_is_told(host: Host) -> None:
@@ -99,3 +100,14 @@ def test_two_helpers_that_find_a_dead_socket_leave_one(host: Host) -> None:
     started = [host.start_keeper(wait=False) for _ in range(4)]
     wait_until(lambda: sum(process.poll() is not None for process in started) == 3)
     assert host.keeper({"op": "ping"})["pid"] in {process.pid for process in started if process.poll() is None}
+
+
+def test_an_ended_container_is_attached_to_after_a_kill(host: Host) -> None:
+    """Its log is replayed and ends, and its socket goes with it."""
+    shim = host.shim("a", ["sh", "-c", "echo said; exit 3"])
+    assert shim.run() == 3
+    replaced(shim)
+    with shim.attach(stdout=True, stderr=True, raw=True, stdout_offset=0) as peer:
+        assert read_all(peer) == b"said\n"
+    assert shim.delete()["exit_status"] == 3
+    assert not Path(shim.attach_path).exists()
