@@ -113,6 +113,7 @@ class Storm:
                 life.note(f"ERROR: {error!r}")
                 self.failures.append(Failure(life, "harness", traceback.format_exc()))
             self.done.append(life)
+            self.victim.ids.add(life.id or life.name)
 
     def _kill(self) -> None:
         chance = random.Random(self.seed)
@@ -128,7 +129,10 @@ class Storm:
                     time.sleep(down)
                     self.victim.start()
             except Exception as error:
-                self.troubles.append(f"after a kill of {' and '.join(targets)}: {error}")
+                last = "\n".join(line[:300] for line in self._log_lines()[-30:])
+                self.troubles.append(f"after a kill of {' and '.join(targets)}: {error}\n{last}")
+                if self.progress is not None:
+                    self.progress(self.troubles[-1])
                 return
             self._over.wait(chance.uniform(*PAUSES))
 
@@ -172,11 +176,14 @@ class Storm:
         return "\n".join(lines)
 
     def _said_about(self, life: Life) -> list[str]:
-        found = []
+        return [line[:400] for line in self._log_lines() if life.id and life.id in line][-25:]
+
+    def _log_lines(self) -> list[str]:
+        lines = []
         for path in (self.victim.log, self.victim.host.data_root / "containerd-py.log"):
             with contextlib.suppress(OSError):
-                found += [line for line in path.read_text(errors="replace").splitlines() if life.id and life.id in line]
-        return [line[:400] for line in found[-25:]]
+                lines += path.read_text(errors="replace").splitlines()
+        return lines
 
 
 def _folded(events: list[tuple[float, str]]) -> list[tuple[float, str]]:

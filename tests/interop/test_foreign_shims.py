@@ -7,34 +7,20 @@ killed in the middle of it.
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.any_pb2 import Any as AnyMessage
 
-from protos.containerd import containers_pb2, runc_options_pb2, task_types_pb2, tasks_pb2, types_pb2
-from tests.integration.tasks.supervisor import (
-    CALL_SECONDS,
-    METADATA,
-    PROCESS_TYPE,
-    SPEC_TYPE,
-    Supervisor,
-    process,
-    spec,
-    supervisor,
-)
+from protos.containerd import task_types_pb2, tasks_pb2
+from tests.integration.tasks.supervisor import Supervisor, supervisor
+from tests.interop.fifo_lives import Stdio, call, create, execute, gvisor
 from tests.support.host import wait_for
 
 RUNTIME = "io.containerd.runc.v2"
-GVISOR_FLAGS = "--network=none --ignore-cgroups --platform=ptrace"
 
 pytestmark = pytest.mark.skipif(
     shutil.which("containerd-shim-runc-v2") is None, reason="needs containerd's own shim (apt: containerd)"
@@ -51,85 +37,12 @@ def daemon(busybox_tar: bytes) -> Iterator[Supervisor]:
         made.host.check("umount", "/run/containerd")
 
 
-class Stdio:
-    """FIFOs of one process, made and read as containerd's clients do it."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self.paths: dict[str, Any] = {name: str(directory / name) for name in ("stdin", "stdout", "stderr")}
-        self._read: dict[str, bytearray] = {}
-        self._threads: list[threading.Thread] = []
-        for path in self.paths.values():
-            os.mkfifo(path)
-        for name in ("stdout", "stderr"):
-            descriptor = os.open(self.paths[name], os.O_RDONLY | os.O_NONBLOCK)
-            os.set_blocking(descriptor, True)
-            self._read[name] = bytearray()
-            self._threads.append(threading.Thread(target=self._follow, args=(name, descriptor), daemon=True))
-
-    def begin(self) -> None:
-        """The shim has opened its side: read until the end of file."""
-        self.stdin = open(self.paths["stdin"], "wb", buffering=0)  # noqa: SIM115 -- closed by who writes
-        for thread in self._threads:
-            thread.start()
-
-    def _follow(self, name: str, descriptor: int) -> None:
-        with open(descriptor, "rb", buffering=0) as file:
-            while data := file.read(65536):
-                self._read[name] += data
-
-    def seen(self, name: str) -> bytes:
-        """What has come so far."""
-        return bytes(self._read[name])
-
-    def ended(self) -> bool:
-        """Whether both streams have ended."""
-        return not any(thread.is_alive() for thread in self._threads)
-
-
-def create(daemon: Supervisor, id: str, arguments: list[str], stdio: Stdio, *, binary: str = "") -> int:
-    container = containers_pb2.Container(id=id)
-    container.runtime.name = RUNTIME
-    if binary:
-        options = runc_options_pb2.Options(binary_name=binary)
-        packed = AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
-        container.runtime.options.CopyFrom(packed)
-    document = {**spec(arguments), "ociVersion": "1.0.2"}
-    container.spec.CopyFrom(AnyMessage(type_url=SPEC_TYPE, value=json.dumps(document).encode()))
-    request = containers_pb2.CreateContainerRequest(container=container)
-    daemon.containers.Create(request, metadata=METADATA, timeout=CALL_SECONDS)
-    layers = daemon.host.base / "layers" / id
-    for name in ("upper", "work"):
-        (layers / name).mkdir(parents=True)
-    options_ = [f"lowerdir={daemon.lower}", f"upperdir={layers}/upper", f"workdir={layers}/work", "index=off"]
-    rootfs = types_pb2.Mount(type="overlay", source="overlay", options=options_)
-    task = tasks_pb2.CreateTaskRequest(container_id=id, rootfs=[rootfs], **stdio.paths)
-    return daemon.tasks.Create(task, metadata=METADATA, timeout=60).pid
-
-
-def call(daemon: Supervisor, method: str, request: Any) -> Any:
-    return getattr(daemon.tasks, method)(request, metadata=METADATA, timeout=CALL_SECONDS)
-
-
-def execute(daemon: Supervisor, id: str, exec_id: str, script: str, stdio: Stdio) -> int:
-    """Run a process beside the container's; its exit status."""
-    value = json.dumps(process(["sh", "-c", script])).encode()
-    packed = AnyMessage(type_url=PROCESS_TYPE, value=value)
-    call(daemon, "Exec", tasks_pb2.ExecProcessRequest(container_id=id, exec_id=exec_id, spec=packed, **stdio.paths))
-    call(daemon, "Start", tasks_pb2.StartRequest(container_id=id, exec_id=exec_id))
-    stdio.begin()
-    status: int = call(daemon, "Wait", tasks_pb2.WaitRequest(container_id=id, exec_id=exec_id)).exit_status
-    deleted = call(daemon, "DeleteProcess", tasks_pb2.DeleteProcessRequest(container_id=id, exec_id=exec_id))
-    assert deleted.exit_status == status
-    return status
-
-
 def test_a_life_under_the_go_shim(daemon: Supervisor, tmp_path: Path) -> None:
     stdio = Stdio(tmp_path / "init")
     script = (
         "echo ready; while read word; do echo got $word; echo err $word >&2; [ $word = end ] && exit 7; done; exit 1"
     )
-    pid = create(daemon, "whole", ["sh", "-c", script], stdio)
+    pid = create(daemon, "whole", ["sh", "-c", script], stdio, runtime=RUNTIME)
     assert call(daemon, "Start", tasks_pb2.StartRequest(container_id="whole")).pid == pid
     stdio.begin()
     wait_for(lambda: stdio.seen("stdout") == b"ready\n", "the first line")
@@ -163,7 +76,7 @@ def test_a_life_under_the_go_shim(daemon: Supervisor, tmp_path: Path) -> None:
 def test_a_kill_and_an_exit_while_the_daemon_is_dead(daemon: Supervisor, tmp_path: Path) -> None:
     for name, script in (("ends", "sleep 0.5; exit 9"), ("killed", "sleep 100")):
         stdio = Stdio(tmp_path / name)
-        create(daemon, name, ["sh", "-c", script], stdio)
+        create(daemon, name, ["sh", "-c", script], stdio, runtime=RUNTIME)
         daemon.start_task(name)
         stdio.begin()
     daemon.kill()
@@ -177,7 +90,7 @@ def test_a_kill_and_an_exit_while_the_daemon_is_dead(daemon: Supervisor, tmp_pat
 
 def test_a_killed_go_shim_takes_its_container_along(daemon: Supervisor, tmp_path: Path) -> None:
     stdio = Stdio(tmp_path / "lost")
-    pid = create(daemon, "lost", ["sleep", "100"], stdio)
+    pid = create(daemon, "lost", ["sleep", "100"], stdio, runtime=RUNTIME)
     daemon.start_task("lost")
     waiting = daemon.wait_later("lost")
     daemon.kill(*daemon.host.pids_of("containerd-shim-runc-v2", "lost"))
@@ -188,19 +101,16 @@ def test_a_killed_go_shim_takes_its_container_along(daemon: Supervisor, tmp_path
 
 def test_what_the_go_shim_refuses_is_passed_on(daemon: Supervisor, tmp_path: Path) -> None:
     with pytest.raises(grpc.RpcError) as error:
-        create(daemon, "absent", ["/no/such"], Stdio(tmp_path / "absent"))
+        create(daemon, "absent", ["/no/such"], Stdio(tmp_path / "absent"), runtime=RUNTIME)
     assert "no such file" in str(error.value.details())
     assert not daemon.bundle("absent").exists()
 
 
 @pytest.mark.skipif(shutil.which("runsc") is None, reason="needs gVisor's runtime (apt: runsc)")
 def test_gvisor_under_the_go_shim(daemon: Supervisor, tmp_path: Path) -> None:
-    wrapper = tmp_path / "runsc"
-    wrapper.write_text(f'#!/bin/sh\nexec runsc {GVISOR_FLAGS} "$@"\n')
-    wrapper.chmod(0o755)
     stdio = Stdio(tmp_path / "gvisor")
     script = "dmesg | head -1 >&2; echo ready; read word; echo got $word; exit 6"
-    create(daemon, "gvisor", ["sh", "-c", script], stdio, binary=str(wrapper))
+    create(daemon, "gvisor", ["sh", "-c", script], stdio, runtime=RUNTIME, binary=gvisor(tmp_path))
     daemon.start_task("gvisor")
     stdio.begin()
     wait_for(lambda: stdio.seen("stdout") == b"ready\n", "the first line")

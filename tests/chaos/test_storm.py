@@ -1,0 +1,28 @@
+"""One short storm of SIGKILLs: every life as its program says, databases whole, nothing left behind.
+
+``CHAOS_SEED`` chooses another one, ``CHAOS_SECONDS`` how long new lives begin; ``python -m tests.chaos.storm`` is for
+long ones and for the peer.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tests.chaos.storm import Storm, say, settled
+from tests.chaos.victims import Gantry, victim
+
+SEED = int(os.environ.get("CHAOS_SEED", "20"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "25"))
+LIVES = 100_000
+
+
+def test_storm() -> None:
+    with victim(Gantry) as engine:
+        before = engine.state()
+        storm = Storm(engine, SEED)
+        storm.run(LIVES, SECONDS)
+        say(storm.score())
+        assert not storm.failures and not storm.troubles, f"{storm.score()}\n{storm.report()}"
+        assert len(storm.done) > 1 and any(kill.pid for kill in storm.kills)
+        assert settled(storm, before) == {}
+        assert engine.finish() == {}
