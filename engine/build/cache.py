@@ -98,6 +98,7 @@ class BuildCache:
         self._in_use: Counter[str] = Counter()
         self._builds = 0
         self._stale = False
+        self._making: dict[str, tuple[asyncio.Lock, int]] = {}
         self.shortcuts: dict[str | None, str] = {}
         """Keys by what is cheaper to know (see ``Filer.shortcut``); in memory alone, a new start finds them again."""
         self.metadata = containerd.backend.with_lease(LEASE)
@@ -120,6 +121,20 @@ class BuildCache:
             self._in_use.subtract(session.keys)
             if self._stale and not self._builds:
                 await asyncio.shield(self._let_go())
+
+    @contextlib.asynccontextmanager
+    async def making(self, key: str) -> AsyncIterator[None]:
+        """One build at a time makes the entry of ``key``; the others wait, and find it."""
+        lock, waiting = self._making.get(key, (asyncio.Lock(), 0))
+        self._making[key] = lock, waiting + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, waiting = self._making[key]
+            self._making[key] = lock, waiting - 1
+            if waiting == 1:
+                del self._making[key]
 
     async def get(self, key: str) -> Entry | None:
         """The entry of ``key`` if what it refers to is still here; its use is noted."""
@@ -235,6 +250,7 @@ class Session:
     def __init__(self, cache: BuildCache) -> None:
         self._cache = cache
         self.shortcuts = cache.shortcuts
+        self.making = cache.making
         self.keys: list[str] = []
 
     async def get(self, key: str) -> Entry | None:

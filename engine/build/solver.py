@@ -287,18 +287,22 @@ class _StageRun:
                 "run", self.chain.id, state.config.user, state.config.working_dir, stable, words,
                 step.network, step.security, mounts.keys, solver.platform.architecture,
             )  # fmt: skip
-            entry = await self._known(key)
-            if entry is None:
-                self._log.text(" ---> Running in a container\n")
-                command = Command(
-                    words, tuple(environment), state.config.user, state.config.working_dir,
-                    _network(step.network, solver.options.network), step.security == "insecure", mounts.mounts, shown,
-                )  # fmt: skip
-                layer = await solver.runner.run(self.chain, state.image, command, solver.options.host, self._output())
-                entry = await self._take(key, step.source.original, layer)
+            command = Command(
+                words, tuple(environment), state.config.user, state.config.working_dir,
+                _network(step.network, solver.options.network), step.security == "insecure", mounts.mounts, shown,
+            )  # fmt: skip
+            async with solver.cache.making(key):
+                entry = await self._known(key) or await self._execute(step, command, key)
         await self._stand_on(entry)
         prefix = f"|{len(args)} {' '.join(args)} " if args else ""
         self._note(f"RUN {prefix}{shown}", entry)
+
+    async def _execute(self, step: Run, command: Command, key: str) -> Entry:
+        """Run the command; its result, remembered."""
+        self._log.text(" ---> Running in a container\n")
+        solver = self._solver
+        layer = await solver.runner.run(self.chain, self.state.image, command, solver.options.host, self._output())
+        return await self._take(key, step.source.original, layer)
 
     def _output(self) -> Callable[[bytes, int], None]:
         """Takes a command's output; characters may come in pieces."""
