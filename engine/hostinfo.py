@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import socket
 from dataclasses import dataclass
 from typing import Any
 
-from oci.hostpaths import RUNTIME_NAME, SNAPSHOTTER
+from oci.hostpaths import SNAPSHOTTER
 from oci.version import __version__
 
+DEFAULT_RUNTIME, OTHER_RUNTIMES = "runc-py", ("runc", "crun")
 GO_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "ppc64le": "ppc64le"}
 """``uname -m`` to the architecture names of OCI and Go."""
 
@@ -74,9 +76,9 @@ class HostFacts:
             "DriverStatus": [["Snapshotter", SNAPSHOTTER], ["driver-type", "io.containerd.snapshotter.v1"]],
             "Plugins": {
                 "Volume": ["local"],
-                "Network": ["bridge", "host", "null"],
+                "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
                 "Authorization": None,
-                "Log": ["json-file"],
+                "Log": ["fluentd", "journald", "json-file", "local", "none", "syslog"],
             },
             "MemoryLimit": memory,
             "SwapLimit": memory and self._swap_limit(),
@@ -106,8 +108,8 @@ class HostFacts:
             "Labels": [],
             "ExperimentalBuild": False,
             "ServerVersion": __version__,
-            "Runtimes": {RUNTIME_NAME: {"path": "containerd-shim-py-v2"}},
-            "DefaultRuntime": RUNTIME_NAME,
+            "Runtimes": _runtimes(),
+            "DefaultRuntime": DEFAULT_RUNTIME,
             "Swarm": {
                 "LocalNodeState": "inactive",
                 "ControlAvailable": False,
@@ -140,6 +142,12 @@ class HostFacts:
         if self.cgroup_version == "2":
             options.append("name=cgroupns")
         return options
+
+
+def _runtimes() -> dict[str, dict[str, str]]:
+    """What ``HostConfig.Runtime`` may name: ours, and the others that are installed."""
+    found = {name: shutil.which(name) for name in OTHER_RUNTIMES}
+    return {DEFAULT_RUNTIME: {"path": DEFAULT_RUNTIME}} | {n: {"path": p} for n, p in found.items() if p}
 
 
 def _machine_id() -> str:

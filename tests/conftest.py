@@ -13,7 +13,7 @@ from tests.support.engine import Engine
 from tests.support.host import PrivateHost
 from tests.support.images import busybox_rootfs
 
-ROOT_DIRECTORIES = ("integration", "functional", "interop", "security", "chaos")
+ROOT_DIRECTORIES = ("integration", "functional", "differential", "interop", "security", "chaos")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

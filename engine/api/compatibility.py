@@ -52,6 +52,65 @@ OPERATIONS: dict[str, str] = {
 }
 """Docker's operations by group."""
 
+DIFFERENCES: tuple[tuple[str, str, str], ...] = (
+    ("*", ".headers.Api-Version", "ours speaks newer versions"),
+    ("* /_ping", ".headers.Swarm", "added to the API since (1.42)"),
+    ("GET /version", ".body.*", "what the versions are of"),
+    (
+        "GET /info",
+        ".body.*",
+        "the host's own names and numbers, storage driver, runtimes, and keys added or dropped since",
+    ),
+    (
+        "*",
+        ".body.message",
+        "errors are worded as Docker 28 words them, or with the next step added; clients go by the status",
+    ),
+    ("GET /nothing/here", ".headers.*", "unknown paths get the common headers too"),
+    ("PUT /containers/json", ".headers.*", "unknown paths get the common headers too"),
+    ("PUT /containers/json", ".status", "405 for a method an endpoint does not have, where Docker says 404"),
+    ("*", ".status", "400, 403 or 409 where Docker 20.10 said 500 for the client's mistake"),
+    ("GET /images/*", ".body.DockerVersion", "who built an image is not told"),
+    (
+        "GET *",
+        ".body*.RepoDigests*",
+        "every image has a digest here: images are kept as manifests, as in Docker's containerd store",
+    ),
+    ("GET *", ".body*.GraphDriver*", "snapshots of containerd, as in Docker's containerd store"),
+    ("GET *", ".body*.Driver", "snapshots of containerd, as in Docker's containerd store"),
+    ("GET *", ".body*.ImageManifestDescriptor", "added to the API since (1.48)"),
+    ("GET *", ".body*.EnableIPv4", "added to the API since (1.48)"),
+    ("GET *", ".body*.DNSNames", "added to the API since (1.44)"),
+    ("GET *", ".body*.GwPriority", "added to the API since (1.48)"),
+    ("GET *", ".body*.Aliases", "the short id and the host name are in DNSNames, as in Docker 28"),
+    ("GET *", ".body*.NetworkMode", "the default network is told by its name, as in Docker 28"),
+    ("GET *", ".body*.NetworkID", "a created container's networks are told with their ids, as in Docker 28"),
+    ("GET *", ".body*.KernelMemory*", "dropped from the API since (1.42)"),
+    ("GET *", ".body*.MaskedPaths", "the paths Docker 28 masks"),
+    ("GET *", ".body*.OomKillDisable", "null where nothing was asked for, as in Docker 28"),
+    ("GET *", ".body*.PortBindings", "an empty object, as in Docker 28"),
+    ("GET *", ".body*.RestartPolicy.Name", "no by its name, as in Docker 28"),
+    ("GET *", ".body*.Runtime", "runc-py is the default runtime"),
+    ("GET *", ".body*.Propagation", "rprivate everywhere; Docker says rslave for its own data directory"),
+    ("GET *", ".body*.LogPath", "the json file lies beside the raw log"),
+    ("GET *", ".body*.SandboxKey", "network namespaces are pinned under the container's id"),
+    ("GET *", ".body*.SandboxID", "a container that does not run has no network sandbox"),
+    ("GET *", ".body*.SizeRw", "told when it is 0, too"),
+    ("GET *", ".body*.IPAM.Config", "null, as in Docker 28"),
+    ("GET */bad/json", ".body*", "a start that failed leaves no network sandbox and no files behind to be named"),
+    ("GET */top*", ".body.Processes*", "process numbers"),
+    ("GET *", ".body*.Status", "seconds"),
+    ("GET */stats*", ".body.*", "cgroup numbers"),
+    (
+        "GET /images/made/*",
+        ".body*",
+        "a committed image names its builder's container no more, as with Docker's containerd store",
+    ),
+    ("POST */wait", ".body.Error", "absent without an error, as in Docker 28"),
+    ("GET /system/df", ".body.*", "the build cache is an empty list; containers count for the images they use"),
+)
+"""(request, JSON path, reason) of what answers differ in from Docker 20.10's at API 1.41; both are shell patterns."""
+
 NOT_BUILT = "not built"
 
 HEAD = f"""# API compatibility
@@ -63,6 +122,13 @@ version in the path. An operation without a remark works in full. What is not bu
 words, or 501 where only an option is missing; nothing is accepted and then ignored.
 
 Request bodies are read as Go reads them: keys match in any case, null means absent, unknown keys are ignored.
+"""
+
+
+DIFFERENCES_HEAD = """## Differences from Docker 20.10
+
+The same requests at API 1.41 are sent to both engines by tests/differential; ids, times and addresses are masked. What
+answers differ in is this and nothing else:
 """
 
 
@@ -88,6 +154,8 @@ def page(routes: Iterable[Route]) -> str:
         lines.append("")
     lines += ["## Gantry's own\n", "| operation | |", "|---|---|"]
     lines += [f"| `{r.method} {r.template.replace('*', '')}` | {r.note or 'works'} |" for r in by_operation.values()]
+    lines += ["", DIFFERENCES_HEAD, "| request | in the answer | reason |", "|---|---|---|"]
+    lines += [f"| `{request}` | `{path}` | {reason} |" for request, path, reason in DIFFERENCES]
     return "\n".join(lines) + "\n"
 
 

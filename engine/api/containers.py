@@ -27,6 +27,7 @@ from oci.errors import InvalidArgument, NotFound
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
+NOTHING = decode_create(b"{}")
 FRAME_HEADER = 8
 """Bytes before each piece of output that say its stream and size."""
 
@@ -75,6 +76,8 @@ class ContainersApi:
         if not raw.strip():
             raise InvalidArgument("invalid JSON: got EOF while reading request body")
         body = decode_create(raw)
+        if body == NOTHING:
+            raise InvalidArgument("config cannot be empty in order to create a container")
         machine, warnings = await self._containers.maker.create(request.text("name"), body, request.text("platform"))
         return json_response({"Id": machine.id, "Warnings": warnings}, 201)
 
@@ -127,7 +130,8 @@ class ContainersApi:
     async def update(self, request: Request) -> Answer:
         """``POST /containers/{id}/update``."""
         body = await request.json(dict[str, Any])
-        return json_response({"Warnings": await self._containers.changer.update(self._machine(request), body)})
+        warnings = await self._containers.changer.update(self._machine(request), body)
+        return json_response({"Warnings": warnings or None})
 
     async def resize(self, request: Request) -> Answer:
         """``POST /containers/{id}/resize``."""

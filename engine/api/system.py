@@ -112,6 +112,7 @@ class SystemApi:
     async def info(self, request: Request) -> Answer:
         """``GET /info``."""
         running, paused, stopped = self._containers.counts()
+        mirrors = list(self._config.registry_mirrors)
         now = time.time_ns()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 10**9)) + f".{now % 10**9:09d}Z"
         dynamic: dict[str, Any] = {
@@ -130,13 +131,20 @@ class SystemApi:
             "RegistryConfig": {
                 "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],
                 "IndexConfigs": {
+                    "docker.io": {"Name": "docker.io", "Mirrors": mirrors, "Secure": True, "Official": True}
+                }
+                | {
                     host: {"Name": host, "Mirrors": [], "Secure": False, "Official": False}
                     for host in self._config.insecure_registries
                 },
-                "Mirrors": list(self._config.registry_mirrors) or None,
+                "Mirrors": mirrors,
             },
         }
-        return json_response(self._facts.info() | dynamic)
+        # Clients of those days warn when they are told nothing.
+        old = {"BridgeNfIptables": True, "BridgeNfIp6tables": True} if request.api_version < (1, 50) else {}
+        if request.api_version < (1, 42):
+            old |= {"KernelMemory": False, "KernelMemoryTCP": False}
+        return json_response(self._facts.info() | dynamic | old)
 
     async def down(self, request: Request) -> Answer:
         """Stop the engine; ``keep=1`` leaves running containers and containerd-py as they are."""

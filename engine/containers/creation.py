@@ -20,6 +20,8 @@ from oci.image import ExecutionConfig
 
 DEFAULT_SHM_SIZE = 64 << 20
 MIN_MEMORY = 6 << 20
+SHORTEST = 1_000_000
+"""Nanoseconds a health check's durations have at least."""
 RUNTIMES = ("runc-py", "runc", "crun")
 """Values of ``HostConfig.Runtime``; names like ``io.containerd.runsc.v1`` are passed to containerd as they are."""
 
@@ -147,9 +149,21 @@ def _check_config(config: ContainerConfig) -> None:
     if config.hostname and (len(config.hostname) > 64 or not _HOSTNAME.fullmatch(config.hostname)):
         raise InvalidArgument(f"invalid hostname format: {config.hostname}")
     if config.healthcheck is not None:
-        for what in ("interval", "timeout", "start_period", "retries"):
-            if getattr(config.healthcheck, what) < 0:
-                raise InvalidArgument(f"{what.replace('_', '')} in Healthcheck cannot be negative")
+        _check_health(config.healthcheck)
+
+
+def _check_health(health: Healthcheck) -> None:
+    durations = {
+        "Interval": health.interval,
+        "Timeout": health.timeout,
+        "StartPeriod": health.start_period,
+        "StartInterval": health.start_interval,
+    }
+    for name, duration in durations.items():
+        if duration != 0 and duration < SHORTEST:
+            raise InvalidArgument(f"{name} in Healthcheck cannot be less than 1ms")
+    if health.retries < 0:
+        raise InvalidArgument("Retries in Healthcheck cannot be negative")
 
 
 def check_host(host: HostConfig) -> None:

@@ -99,7 +99,7 @@ class Health:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _started(self, machine: Machine) -> None:
-        self._ended(machine)
+        self._stop(machine)
         words = command(machine.doc.config)
         if not words:
             machine.health = None
@@ -109,6 +109,12 @@ class Health:
         self._monitors[machine.id] = asyncio.ensure_future(self._monitor(machine, words))
 
     def _ended(self, machine: Machine) -> None:
+        self._stop(machine)
+        if machine.health is not None:
+            # What nobody watches is not healthy, as dockerd has it.
+            machine.health = {**machine.health, "Status": UNHEALTHY}
+
+    def _stop(self, machine: Machine) -> None:
         monitor = self._monitors.pop(machine.id, None)
         if monitor is not None:
             monitor.cancel()

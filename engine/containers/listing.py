@@ -156,9 +156,7 @@ class Listing:
             "ImageID": doc.image_id,
             "Command": command_text(doc),
             "Created": doc.created_at // SECOND,
-            "Ports": self._registry.networks.port_list(doc.id, doc.config.exposed_ports or ())
-            if doc.state.alive
-            else [],
+            "Ports": self._ports(doc),
             "Labels": doc.config.labels or {},
             "State": doc.state.status,
             "Status": status_text(machine),
@@ -169,7 +167,10 @@ class Listing:
         }
 
     def _ports(self, doc: Container) -> list[dict[str, Any]]:
-        return self._registry.networks.port_list(doc.id, doc.config.exposed_ports or ()) if doc.state.alive else []
+        if not doc.state.alive:
+            return []
+        ports = self._registry.networks.port_list(doc.id, doc.config.exposed_ports or ())
+        return sorted(ports, key=lambda port: (port["PrivatePort"], port["Type"]))
 
 
 def all_hold(tests: list[Test], machine: Machine) -> bool:

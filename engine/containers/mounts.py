@@ -87,6 +87,8 @@ def _tmpfs_options(mount: Mount) -> tuple[str, ...]:
 
 
 def _bind_mount(mount: Mount, destination: str) -> MountPoint:
+    if not mount.source:
+        raise InvalidArgument('invalid mount config for type "bind": field Source must not be empty')
     if not mount.source.startswith("/"):
         raise InvalidArgument(
             f'invalid mount config for type "bind": invalid mount path: {mount.source!r} mount path must be absolute'

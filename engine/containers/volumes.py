@@ -85,7 +85,7 @@ class Volumes:
         Raises ``InvalidArgument`` for a bad name, ``NotFound`` for a driver other than ``local``.
         """
         if driver not in ("", "local"):
-            raise NotFound(f"error looking up volume plugin {driver}: plugin {driver!r} not found")
+            raise NotFound(f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found')
         if not name:
             name = secrets.token_hex(32)
         elif not _NAME.fullmatch(name):
