@@ -21,6 +21,7 @@ from oci import digest as digests
 from oci.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 DOCUMENTS = ("oci-layout", "index.json", "manifest.json", "repositories")
+PIECE = 1 << 20
 MAX_DOCUMENT = 8 << 20
 MAX_HEADER = 1 << 20
 """Bytes of an extended header: a longer one is an attack on memory."""
@@ -79,7 +80,7 @@ def read_archive(source: Source, store: Store) -> Contents:
     contents = Contents({}, {}, {})
     count = 0
     try:
-        with tarfile.open(fileobj=plain(source), mode="r|", tarinfo=_Entry) as tar:
+        with tarfile.open(fileobj=plain(source), mode="r|", bufsize=PIECE, tarinfo=_Entry) as tar:
             while (entry := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # a stream's members are kept for ever otherwise
                 count += 1
@@ -159,7 +160,7 @@ def plain(source: Source) -> IO[bytes]:
 
 
 def _buffered(raw: io.RawIOBase) -> IO[bytes]:
-    return io.BufferedReader(raw, 1 << 20)
+    return io.BufferedReader(raw, PIECE)
 
 
 def _exactly(source: Source, size: int) -> bytes:
