@@ -22,7 +22,8 @@ BUS_PATH = "/org/freedesktop/DBus"
 
 @pytest.fixture(scope="module")
 def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    assert shutil.which("dbus-daemon"), "dbus-daemon is missing: apt-get install dbus-daemon"
+    if not shutil.which("dbus-daemon"):
+        pytest.skip("dbus-daemon is missing: apt-get install dbus-daemon")
     path = tmp_path_factory.mktemp("bus") / "bus"
     daemon = subprocess.Popen(
         ["dbus-daemon", "--session", "--nofork", "--print-address", f"--address=unix:path={path}"],
