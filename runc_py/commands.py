@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from runc_py.errors import InvalidSpec, InvalidState, RuntimeFailure
 
 if TYPE_CHECKING:
-    from runc_py.checkpoint import CriuOptions
     from runc_py.main import Context
     from runc_py.notify import Relay
     from runc_py.runtime import Launched, Runtime
@@ -35,7 +34,7 @@ class _Help(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, "Usage: ")
 
 
-def _parser(name: str, description: str, usage: str = "CONTAINER") -> argparse.ArgumentParser:
+def command_parser(name: str, description: str, usage: str = "CONTAINER") -> argparse.ArgumentParser:
     """A command's parser; the usage line names the program as it was called."""
     from runc_py.main import program_name
 
@@ -66,7 +65,7 @@ def _add_create_options(parser: argparse.ArgumentParser) -> None:
 
 def command_create(context: Context, arguments: list[str]) -> int:
     """Make a container that waits for ``start``."""
-    parser = _parser("create", "create a container")
+    parser = command_parser("create", "create a container")
     _add_create_options(parser)
     options = parser.parse_args(arguments)
     spec, terminal = _spec_of(options, detach=True)
@@ -77,7 +76,7 @@ def command_create(context: Context, arguments: list[str]) -> int:
 
 def command_run(context: Context, arguments: list[str]) -> int:
     """Create, start, wait and delete."""
-    parser = _parser("run", "create and run a container")
+    parser = command_parser("run", "create and run a container")
     parser.add_argument("-d", "--detach", action="store_true", help="do not wait for the container")
     parser.add_argument("--keep", action="store_true", help="do not delete the container after it exits")
     parser.add_argument("--no-subreaper", action="store_true", help="do not adopt the container's orphans")
@@ -190,7 +189,7 @@ def _hand_over(context: Context, options: argparse.Namespace, launched: Launched
         if options.pidfd_socket:
             _send_descriptor(options.pidfd_socket, launched.pidfd, b"pidfd")
         if options.pid_file:
-            _write_pid_file(options.pid_file, launched.pid)
+            write_pid_file(options.pid_file, launched.pid)
     except OSError as error:
         if context.command == "exec":
             os.kill(launched.pid, 9)
@@ -205,7 +204,7 @@ def _send_descriptor(path: str, fd: int, name: bytes) -> None:
         socket.send_fds(peer, [name], [fd])
 
 
-def _write_pid_file(path: str, pid: int) -> None:
+def write_pid_file(path: str, pid: int) -> None:
     directory, name = os.path.split(os.path.abspath(path))
     temporary = f"{directory}/.{name}"
     with open(temporary, "w", encoding="ascii") as file:
@@ -215,7 +214,7 @@ def _write_pid_file(path: str, pid: int) -> None:
 
 def command_start(context: Context, arguments: list[str]) -> int:
     """Start a created container."""
-    parser = _parser("start", "execute the program of a created container")
+    parser = command_parser("start", "execute the program of a created container")
     parser.add_argument("id", metavar="CONTAINER")
     container_id = parser.parse_args(arguments).id
     runtime = context.runtime()
@@ -232,7 +231,7 @@ def command_start(context: Context, arguments: list[str]) -> int:
 
 def command_exec(context: Context, arguments: list[str]) -> int:
     """Run another process in a container."""
-    parser = _parser("exec", "execute a new process in a running container", "CONTAINER cmd")
+    parser = command_parser("exec", "execute a new process in a running container", "CONTAINER cmd")
     parser.add_argument("--cwd", default="", help="working directory")
     parser.add_argument("-e", "--env", action="append", default=[], help="NAME=VALUE, may be repeated")
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
@@ -325,7 +324,7 @@ def _is_number(text: str) -> bool:
 
 def command_state(context: Context, arguments: list[str]) -> int:
     """Print a container's state."""
-    parser = _parser("state", "print the state of a container as JSON")
+    parser = command_parser("state", "print the state of a container as JSON")
     parser.add_argument("id", metavar="CONTAINER")
     _print_json(context.runtime().state(parser.parse_args(arguments).id))
     return 0
@@ -333,7 +332,7 @@ def command_state(context: Context, arguments: list[str]) -> int:
 
 def command_kill(context: Context, arguments: list[str]) -> int:
     """Send a signal."""
-    parser = _parser("kill", "send a signal (default: TERM) to a container's init", "CONTAINER [SIGNAL]")
+    parser = command_parser("kill", "send a signal (default: TERM) to a container's init", "CONTAINER [SIGNAL]")
     parser.add_argument("-a", "--all", action="store_true", help="to every process of the container")
     parser.add_argument("id", metavar="CONTAINER")
     parser.add_argument("signal", nargs="?", default="TERM", metavar="SIGNAL")
@@ -357,7 +356,7 @@ def parse_signal(text: str) -> int:
 
 def command_delete(context: Context, arguments: list[str]) -> int:
     """Remove a container."""
-    parser = _parser("delete", "delete a stopped container")
+    parser = command_parser("delete", "delete a stopped container")
     parser.add_argument("-f", "--force", action="store_true", help="kill it first when it runs")
     parser.add_argument("--regex", action="store_true", help="CONTAINER is a regular expression: delete all that match")
     parser.add_argument("id", metavar="CONTAINER")
@@ -382,7 +381,7 @@ def command_mounts(context: Context, arguments: list[str]) -> int:
     """Add mounts to a running container, or remove them."""
     from runc_py.live_mounts import load_mounts
 
-    parser = _parser("mounts", "add mounts to a running container, or remove them", "[add|remove] CONTAINER FILE")
+    parser = command_parser("mounts", "add or remove mounts of a running container", "[add|remove] CONTAINER FILE")
     parser.add_argument("action", choices=("add", "remove"))
     parser.add_argument("id", metavar="CONTAINER")
     parser.add_argument("file", metavar="FILE", help="JSON list of mounts as in config.json")
@@ -398,7 +397,7 @@ def command_mounts(context: Context, arguments: list[str]) -> int:
 
 def command_list(context: Context, arguments: list[str]) -> int:
     """Print all containers."""
-    parser = _parser("list", "list containers", "")
+    parser = command_parser("list", "list containers", "")
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     parser.add_argument("-q", "--quiet", action="store_true", help="only ids")
     options = parser.parse_args(arguments)
@@ -422,7 +421,7 @@ def _print_table(rows: list[Any]) -> None:
 
 def command_ps(context: Context, arguments: list[str]) -> int:
     """Print a container's processes."""
-    parser = _parser("ps", "list the processes of a container", "CONTAINER [ps option...]")
+    parser = command_parser("ps", "list the processes of a container", "CONTAINER [ps option...]")
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     parser.add_argument("id", metavar="CONTAINER")
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="ps option")
@@ -448,7 +447,7 @@ def command_ps(context: Context, arguments: list[str]) -> int:
 
 def command_pause(context: Context, arguments: list[str]) -> int:
     """Freeze a container."""
-    parser = _parser("pause", "suspend all processes of a container")
+    parser = command_parser("pause", "suspend all processes of a container")
     parser.add_argument("id", metavar="CONTAINER")
     context.runtime().pause(parser.parse_args(arguments).id)
     return 0
@@ -456,7 +455,7 @@ def command_pause(context: Context, arguments: list[str]) -> int:
 
 def command_resume(context: Context, arguments: list[str]) -> int:
     """Thaw a container."""
-    parser = _parser("resume", "resume a paused container")
+    parser = command_parser("resume", "resume a paused container")
     parser.add_argument("id", metavar="CONTAINER")
     context.runtime().resume(parser.parse_args(arguments).id)
     return 0
@@ -475,7 +474,7 @@ def command_events(context: Context, arguments: list[str]) -> int:
     """Print a container's statistics, once or until it ends, and each time the kernel kills for want of memory."""
     from runc_py.events import parse_duration, watch
 
-    parser = _parser("events", "print statistics and out-of-memory events of a container")
+    parser = command_parser("events", "print statistics and out-of-memory events of a container")
     parser.add_argument("--interval", default="5s", help="time between statistics, such as 500ms, 5s or 1m")
     parser.add_argument("--stats", action="store_true", help="print the statistics once")
     parser.add_argument("id", metavar="CONTAINER")
@@ -501,7 +500,7 @@ def command_spec(_context: Context, arguments: list[str]) -> int:
     """Write a new config.json."""
     from runc_py.template import default_spec
 
-    parser = _parser("spec", "write a new config.json", "")
+    parser = command_parser("spec", "write a new config.json", "")
     parser.add_argument("-b", "--bundle", default=".", help="directory to write it to")
     parser.add_argument("--rootless", action="store_true", help="for an ordinary user")
     options = parser.parse_args(arguments)
@@ -519,89 +518,23 @@ def command_features(_context: Context, arguments: list[str]) -> int:
     """Print what this runtime can do."""
     from runc_py.features import supported_features
 
-    _parser("features", "print the supported features as JSON", "").parse_args(arguments)
+    command_parser("features", "print the supported features as JSON", "").parse_args(arguments)
     _print_json(supported_features())
     return 0
 
 
-def _criu_parser(name: str, description: str) -> argparse.ArgumentParser:
-    from runc_py.checkpoint import CGROUP_MODES, PASSED_ON
-
-    parser = _parser(name, description)
-    parser.add_argument("--image-path", default="checkpoint", help="directory of the images")
-    parser.add_argument("--work-path", default="", help="directory of criu's log and working files")
-    parser.add_argument("--manage-cgroups-mode", choices=CGROUP_MODES, default="soft")
-    parser.add_argument("--empty-ns", action="append", default=[], help="namespace to make empty, such as network")
-    for flag in PASSED_ON:
-        parser.add_argument(flag, action="store_true", help="as for criu")
-    parser.add_argument("--status-fd", default="", help="as for criu")
-    return parser
-
-
-def _criu_options(context: Context, options: argparse.Namespace, extra: list[str]) -> CriuOptions:
-    from runc_py.checkpoint import PASSED_ON, CriuOptions, find_criu
-
-    flags = [flag for flag in PASSED_ON if getattr(options, flag[2:].replace("-", "_"))]
-    for name in options.empty_ns:
-        flags += ["--empty-ns", {"network": "net"}.get(name, name)]
-    if options.status_fd:
-        flags += ["--status-fd", options.status_fd]
-    work = os.path.abspath(options.work_path) if options.work_path else ""
-    images = os.path.abspath(options.image_path)
-    return CriuOptions(find_criu(context.criu), images, work, [*flags, *extra], options.manage_cgroups_mode)
-
-
 def command_checkpoint(context: Context, arguments: list[str]) -> int:
     """Write a running container to files."""
-    from runc_py.checkpoint import checkpoint_container
+    from runc_py.criu_commands import checkpoint
 
-    parser = _criu_parser("checkpoint", "checkpoint a running container with criu")
-    parser.add_argument("--leave-running", action="store_true", help="let it go on")
-    parser.add_argument("--pre-dump", action="store_true", help="only its memory, while it goes on")
-    parser.add_argument("--parent-path", default="", help="images of a pre-dump, relative to --image-path")
-    parser.add_argument("--page-server", default="", metavar="ADDRESS:PORT", help="send memory there")
-    parser.add_argument("id", metavar="CONTAINER")
-    options = parser.parse_args(arguments)
-    extra = ["--prev-images-dir", options.parent_path] if options.parent_path else []
-    if options.pre_dump or options.parent_path:
-        extra.append("--track-mem")
-    if options.page_server:
-        address, _, port = options.page_server.rpartition(":")
-        extra += ["--page-server", "--address", address, "--port", port]
-    runtime = context.runtime()
-    criu = _criu_options(context, options, extra)
-    keeps = options.leave_running or options.pre_dump
-    checkpoint_container(runtime, options.id, criu, leave_running=keeps, pre_dump=options.pre_dump)
-    if not keeps:
-        runtime.delete(options.id, force=True)
-    return 0
+    return checkpoint(context, arguments)
 
 
 def command_restore(context: Context, arguments: list[str]) -> int:
     """Make a container of a checkpoint and let it go on."""
-    from runc_py import foreground
-    from runc_py import spec as specs
-    from runc_py.checkpoint import restore_container
+    from runc_py.criu_commands import restore
 
-    parser = _criu_parser("restore", "restore a container from a checkpoint with criu")
-    parser.add_argument("-b", "--bundle", default=".", help="bundle directory (default: the current one)")
-    parser.add_argument("-d", "--detach", action="store_true", help="do not wait for the container")
-    parser.add_argument("--pid-file", default="", help="file to write the process id to")
-    parser.add_argument("--no-subreaper", action="store_true", help="accepted for runc's sake")
-    parser.add_argument("--no-pivot", action="store_true", help="accepted for runc's sake")
-    parser.add_argument("id", metavar="CONTAINER")
-    options = parser.parse_args(arguments)
-    spec = specs.load_spec(options.bundle)
-    criu = _criu_options(context, options, [])
-    launched = restore_container(context.runtime(), options.id, options.bundle, spec, criu)
-    if options.pid_file:
-        _write_pid_file(options.pid_file, launched.pid)
-    if options.detach:
-        return 0
-    foreground.forward_signals(launched)
-    status = foreground.wait(launched)
-    context.runtime().delete(options.id, force=True)
-    return status
+    return restore(context, arguments)
 
 
 def _print_json(document: Any) -> None:
