@@ -72,7 +72,8 @@ class ProcessIO:
     def restore(cls, loop: Loop, uris: Uris, parked: Mapping[str, int]) -> ProcessIO:
         """Go on with the descriptors of a killed shim; takes over those in ``parked`` that it knows."""
         restored = cls(loop, uris)
-        restored._open_log()
+        if os.path.isdir(restored._stdout.path or restored._stderr.path):
+            restored._open_log()  # a log that was removed meanwhile is not made again
         if "pty" in parked:
             if "pty_read" in parked and "pty_write" in parked:
                 restored._console_pipe = (parked["pty_read"], parked["pty_write"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ GVISOR_FLAGS = "--network=none --ignore-cgroups --platform=ptrace"
 def gvisor(directory: Path) -> str:
     """A program that is gVisor's ``runsc`` with the flags it needs on a machine like this."""
     wrapper = directory / "runsc"
-    wrapper.write_text(f'#!/bin/sh\nexec runsc {GVISOR_FLAGS} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("runsc")} {GVISOR_FLAGS} "$@"\n')
     wrapper.chmod(0o755)
     return str(wrapper)
 
@@ -80,6 +81,7 @@ def create(
         packed = AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
         container.runtime.options.CopyFrom(packed)
     document = {**spec(arguments), "ociVersion": "1.0.2"}
+    document["linux"]["cgroupsPath"] = f"/gantry/{daemon.host.base.name}-{id}"
     container.spec.CopyFrom(AnyMessage(type_url=SPEC_TYPE, value=json.dumps(document).encode()))
     request = containers_pb2.CreateContainerRequest(container=container)
     daemon.containers.Create(request, metadata=METADATA, timeout=CALL_SECONDS)
