@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc.aio
 
@@ -32,6 +32,9 @@ from protos.containerd import (
 )
 
 S = TypeVar("S")
+
+END_OF_STREAM: Any = vars(grpc.aio)["EOF"]  # the stubs' types leave it out
+"""What ``read`` of a stream gives behind the last message."""
 
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),

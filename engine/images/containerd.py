@@ -11,8 +11,9 @@ import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
-from engine.backend import Backend, translated
+from engine.backend import END_OF_STREAM, Backend, translated
 from engine.images.records import Record
 from oci.errors import AlreadyExists, NotFound
 from oci.hostpaths import SNAPSHOTTER
@@ -148,9 +149,7 @@ class Containerd:
         writer = _Writer(ref, labels or {})
         try:
             with translated():
-                call = self.backend.content.Write(writer.requests(pieces), metadata=metadata)
-                async for _ in call:
-                    pass
+                await self._ingest(writer, pieces, metadata)
         except AlreadyExists:
             await self.label(writer.digest, labels or {})
         except BaseException:
@@ -158,6 +157,24 @@ class Containerd:
                 await self.backend.content.Abort(content_pb2.AbortRequest(ref=ref))
             raise
         return writer.digest, writer.size
+
+    async def _ingest(self, writer: _Writer, pieces: AsyncIterator[bytes], metadata: Metadata) -> None:
+        """Send the blob; every piece is answered before the next one goes.
+
+        A write into a stream that the other side has just ended would hide why it did ("Internal error from Core").
+        """
+        # Without an iterator the call is written and read by hand; the stubs' types do not know that form.
+        begin: Any = self.backend.content.Write
+        call = begin(metadata=metadata)
+        try:
+            async for request in writer.requests(pieces):
+                await call.write(request)
+                await call.read()
+            await call.done_writing()
+            while await call.read() is not END_OF_STREAM:
+                pass
+        finally:
+            call.cancel()
 
     # Leases and snapshots
 

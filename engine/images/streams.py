@@ -13,11 +13,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
 from typing import Any, Self
 
-import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
-from engine.backend import Backend, translated
+from engine.backend import END_OF_STREAM, Backend, translated
 from oci.errors import GantryError
 from protos.containerd import streaming_pb2, transfer_types_pb2
 
@@ -25,7 +24,6 @@ CHUNK = 256 << 10
 """Bytes of an archive in one message, where the window allows so many."""
 GRANT = 1 << 30
 """Bytes a sender may send before it is told again."""
-END: Any = vars(grpc.aio)["EOF"]  # the stubs' types leave it out
 
 
 def pack(message: Message) -> AnyMessage:
@@ -69,7 +67,7 @@ class Stream:
         """The next message; None at the end."""
         with translated():
             message = await self._call.read()
-        return None if message == END else message
+        return None if message == END_OF_STREAM else message
 
     async def progress(self) -> AsyncGenerator[transfer_types_pb2.Progress, None]:
         """The progress events until the daemon ends the stream."""
