@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-from oci.errors import InvalidArgument
+from oci.errors import InvalidArgument, PermissionDenied
 from oci.hostpaths import HostPaths, default_paths
 
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 CONFIG_FILE = "/etc/gantry/daemon.json"
 
 FLAG_OF_KEY = {
@@ -225,6 +227,18 @@ def load(argv: list[str]) -> Config:
         host_gateway_ip=_texts(values["host_gateway_ip"]),
         tls=_tls_files(values),
         insecure_tcp=bool(values["insecure_tcp"]),
+    )
+
+
+def refuse_plain_tcp(url: str, config: Config) -> None:
+    """Raises ``PermissionDenied`` for TCP in the clear beyond this machine, unless that was asked for by name."""
+    parts = urlsplit(url)
+    if parts.scheme != "tcp" or config.tls.on or config.insecure_tcp or (parts.hostname or "127.0.0.1") in LOOPBACK:
+        return
+    raise PermissionDenied(
+        f"refusing to listen on {url} without TLS: whoever reaches the port owns this host",
+        hint="use --tlsverify with certificates ('gantry certs init' makes them), listen on 127.0.0.1, or say"
+        " --insecure-tcp if the network is truly yours",
     )
 
 

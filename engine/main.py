@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from engine.config import Config, load
+from engine.config import Config, load, refuse_plain_tcp
 from engine.supervise import Supervisor
 from oci.errors import AlreadyExists, GantryError
 from oci.version import __version__
@@ -82,6 +82,8 @@ def run(argv: list[str]) -> None:
         sys.stdout.write(f"Gantry version {__version__}\n")
         return
     config = load(argv)
+    for host in config.hosts:
+        refuse_plain_tcp(host, config)
     paths = config.paths
     os.umask(0o022)
     os.makedirs(paths.data_root, mode=0o711, exist_ok=True)

@@ -19,13 +19,12 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from engine.config import Config, TlsFiles
+from engine.config import LOOPBACK, Config, TlsFiles, refuse_plain_tcp
 from engine.http.tls import server_context
-from oci.errors import AlreadyExists, FailedPrecondition, InvalidArgument, PermissionDenied, Unavailable
+from oci.errors import AlreadyExists, FailedPrecondition, InvalidArgument, Unavailable
 
 log = structlog.get_logger()
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PORT, TLS_PORT = 2375, 2376
 FIRST_ACTIVATED = 3
 """First descriptor a service manager passes (``SD_LISTEN_FDS_START``)."""
@@ -54,13 +53,8 @@ def open_listeners(url: str, config: Config, environ: Mapping[str, str] = os.env
         return [Listener(s, _tls_for(s, config)) for s in _activated(parts.netloc, environ)]
     if parts.scheme == "tcp":
         host = parts.hostname or "127.0.0.1"
+        refuse_plain_tcp(url, config)
         tls = _context(config.tls) if config.tls.on else None
-        if tls is None and host not in LOOPBACK and not config.insecure_tcp:
-            raise PermissionDenied(
-                f"refusing to listen on {url} without TLS: whoever reaches the port owns this host",
-                hint="use --tlsverify with certificates ('gantry certs init' makes them), listen on 127.0.0.1, or say"
-                " --insecure-tcp if the network is truly yours",
-            )
         if tls is None and host not in LOOPBACK:
             log.warning("listening without TLS: whoever reaches this port owns the host", host=url)
         return [Listener(s, tls) for s in _tcp(host, parts.port or (PORT if tls is None else TLS_PORT), url)]

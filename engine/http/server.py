@@ -262,7 +262,10 @@ class Connection:
         await self._send(h11.EndOfMessage())
 
     async def _hijack(self, event: h11.Request, answer: Hijack) -> None:
-        early, _ = self._http.trailing_data
+        early = bytes(self._http.trailing_data[0])
+        if _header(event, b"content-length") not in (b"", b"0"):
+            # Jenkins' docker plugin sends a line break behind the body, which is no input to the process.
+            early = early.removeprefix(b"\r").removeprefix(b"\n")
         common = "".join(f"{k}: {v}\r\n" for k, v in (*COMMON_HEADERS, *answer.headers.items()))
         upgrade = _header(event, b"upgrade").decode("latin-1")
         if upgrade:
@@ -270,7 +273,7 @@ class Connection:
             head += f"Upgrade: {upgrade}\r\n{common}\r\n"
         else:
             head = f"HTTP/1.1 200 OK\r\nContent-Type: {answer.content_type}\r\n{common}\r\n"
-        duplex = _StreamDuplex(self._reader, self._writer, bytes(early), self._eof)
+        duplex = _StreamDuplex(self._reader, self._writer, early, self._eof)
         await duplex.write(head.encode("latin-1"))
         try:
             await answer.run(duplex)

@@ -28,7 +28,9 @@ class Authority:
         self.ca = directory / "ca.crt"
         self.ca.write_bytes(self._signed(builder).public_bytes(serialization.Encoding.PEM))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, ended: bool = False
+    ) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
@@ -37,7 +39,7 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _LIFE)
-            .not_valid_after(now + _LIFE)
+            .not_valid_after(now - _LIFE / 2 if ended else now + _LIFE)
         )
 
     def _signed(self, builder: x509.CertificateBuilder) -> x509.Certificate:
@@ -47,14 +49,16 @@ class Authority:
         """(certificate, key) of a server that goes by ``names``: host names or addresses."""
         return self._issue(f"server-{names[0]}", ExtendedKeyUsageOID.SERVER_AUTH, [_general(name) for name in names])
 
-    def client(self, name: str) -> tuple[Path, Path]:
+    def client(self, name: str, *, expired: bool = False) -> tuple[Path, Path]:
         """(certificate, key) of a client."""
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, [x509.DNSName(name)])
+        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, [x509.DNSName(name)], expired=expired)
 
-    def _issue(self, name: str, usage: x509.ObjectIdentifier, names: list[x509.GeneralName]) -> tuple[Path, Path]:
+    def _issue(
+        self, name: str, usage: x509.ObjectIdentifier, names: list[x509.GeneralName], *, expired: bool = False
+    ) -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:60])])
-        builder = self._builder(subject, key)
+        builder = self._builder(subject, key, ended=expired)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         paths = self._directory / f"{name}.cert", self._directory / f"{name}.key"
