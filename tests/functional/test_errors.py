@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+import random
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,9 @@ from tests.support.engine import Engine
 from tests.support.host import PrivateHost, wait_for
 
 
-@pytest.fixture(autouse=True)
-def unharmed(engine: Engine) -> object:
-    """After every error the engine runs a container."""
+@pytest.fixture(autouse=True, scope="module")
+def unharmed(engine: Engine) -> Iterator[None]:
+    """After all these errors the engine runs a container."""
     yield
     assert engine.docker("run", "--rm", "busybox", "echo", "fine").stdout == "fine\n"
 
@@ -138,13 +141,20 @@ def test_full_disk(make_engine: Callable[..., Engine], busybox_tar: bytes) -> No
 
 
 def _tar_of(size: int) -> bytes:
-    import io
-    import random
-    import tarfile
-
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         entry = tarfile.TarInfo("big")
         entry.size = size
         tar.addfile(entry, io.BytesIO(random.Random(1).randbytes(size)))
     return out.getvalue()
+
+
+def test_dockerfile_that_is_not_there(engine: Engine, tmp_path: Path) -> None:
+    refused(engine, "build", "-f", str(tmp_path / "nosuch"), str(tmp_path), status=1, says="nosuch")
+    context = engine.host.base / "context.tar"
+    with tarfile.open(context, "w") as tar:
+        tar.addfile(tarfile.TarInfo("file"))
+    command = ["curl", "-s", "-X", "POST", "--unix-socket", engine.socket, "-w", "\n%{http_code}", "-T", str(context)]
+    text, _, status = engine.host.check(*command, "http://engine/build?dockerfile=no/such").rpartition("\n")
+    assert int(status) >= 400
+    assert "Cannot locate specified Dockerfile: no/such" in json.loads(text)["message"]
