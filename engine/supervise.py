@@ -7,6 +7,7 @@ is imported here (asyncio, structlog), so that the two starts overlap.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -63,8 +64,11 @@ class Supervisor:
         return True
 
     def check_started(self) -> None:
-        """Raise ``Unavailable`` with the log's last line when the containerd-py just started has ended again."""
-        if self._child is not None and self._child.poll() is not None:
+        """Raise ``Unavailable`` with the log's last line when the containerd-py just started has ended again.
+
+        Not when another one was starting already (its engine was killed): that one will answer.
+        """
+        if self._child is not None and self._child.poll() is not None and not self._is_held():
             path = f"{self._paths.data_root}/containerd-py.log"
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 lines = file.read()[-4096:].decode(errors="replace").strip().splitlines()
@@ -72,6 +76,20 @@ class Supervisor:
                     f"containerd-py ended with status {self._child.returncode}: {lines[-1] if lines else 'no output'}",
                     hint=f"its log is {path}",
                 )
+
+    def _is_held(self) -> bool:
+        """Whether a containerd-py lives in our directory: it holds its pidfile's lock, answering or not yet."""
+        try:
+            descriptor = os.open(f"{self._paths.containerd_state}/containerd.pid", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     async def wait_ready(self, seconds: float = 20) -> None:
         """Wait until the socket accepts; raises ``Unavailable``."""
