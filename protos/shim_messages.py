@@ -191,6 +191,7 @@ TASK_EXEC_ADDED = _event("TaskExecAdded", _CONTAINER_ID, Field(2, "exec_id", "st
 TASK_EXEC_STARTED = _event("TaskExecStarted", _CONTAINER_ID, Field(2, "exec_id", "string"), Field(3, "pid", "uint32"))
 TASK_PAUSED = _event("TaskPaused", _CONTAINER_ID)
 TASK_RESUMED = _event("TaskResumed", _CONTAINER_ID)
+TASK_CHECKPOINTED = _event("TaskCheckpointed", _CONTAINER_ID, Field(2, "checkpoint", "string"))
 
 EVENT_TOPICS: dict[str, str] = {
     TASK_CREATE.name: "/tasks/create",
@@ -202,6 +203,7 @@ EVENT_TOPICS: dict[str, str] = {
     TASK_EXEC_STARTED.name: "/tasks/exec-started",
     TASK_PAUSED.name: "/tasks/paused",
     TASK_RESUMED.name: "/tasks/resumed",
+    TASK_CHECKPOINTED.name: "/tasks/checkpointed",
 }
 
 RUNC_OPTIONS = Message(
@@ -218,6 +220,19 @@ RUNC_OPTIONS = Message(
     Field(11, "criu_work_path", "string"),
     Field(12, "task_api_address", "string"),
     Field(13, "task_api_version", "uint32"),
+)
+CHECKPOINT_OPTIONS = Message(
+    "containerd.runc.v1.CheckpointOptions",
+    Field(1, "exit", "bool"),
+    Field(2, "open_tcp", "bool"),
+    Field(3, "external_unix_sockets", "bool"),
+    Field(4, "terminal", "bool"),
+    Field(5, "file_locks", "bool"),
+    Field(6, "empty_namespaces", "string", repeated=True),
+    Field(7, "cgroups_mode", "string"),
+    Field(8, "image_path", "string"),
+    Field(9, "work_path", "string"),
+    Field(10, "parent_path", "string"),
 )
 PROCESS_DETAILS = Message("containerd.runc.v1.ProcessDetails", Field(1, "exec_id", "string"))
 

@@ -15,11 +15,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from oci import errors
+from protos.wire import Values
 from runc_py.runtime import Launched, Stdio
 from shim import mounts
 from shim.runtimes import CreateRequest
 
 _CONSOLE_SECONDS = 10.0
+_CHECKPOINT_SWITCHES = (
+    ("tcp-established", "open_tcp"),
+    ("ext-unix-sk", "external_unix_sockets"),
+    ("shell-job", "terminal"),
+    ("file-locks", "file_locks"),
+)
 
 
 class CommandLine:
@@ -138,6 +145,16 @@ class CommandLine:
 
     def update(self, container_id: str, resources: dict[str, Any]) -> None:
         self._run(["update", "--resources", "-", container_id], stdin=json.dumps(resources).encode())
+
+    def checkpoint(self, container_id: str, path: str, options: Values) -> None:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        flags = [f"--{flag}" for flag, name in _CHECKPOINT_SWITCHES if options[name]]
+        flags += [] if options["exit"] else ["--leave-running"]
+        for flag, name in (("--work-path", "work_path"), ("--parent-path", "parent_path")):
+            flags += [flag, options[name]] if options[name] else []
+        flags += ["--manage-cgroups-mode", options["cgroups_mode"]] if options["cgroups_mode"] else []
+        flags += [word for name in options["empty_namespaces"] for word in ("--empty-ns", name)]
+        self._run(["checkpoint", "--image-path", path, *flags, container_id])
 
     def stats(self, container_id: str) -> dict[str, Any]:
         value = json.loads(self._run(["events", "--stats", container_id]))

@@ -300,6 +300,13 @@ class Container:
         self.init.status = STATUS_RUNNING
         self._publisher.publish(messages.TASK_RESUMED, {"container_id": self.container_id})
 
+    def checkpoint(self, path: str, options: Values) -> None:
+        """Write the container's processes to ``path``."""
+        if self.init.status != STATUS_RUNNING:
+            raise errors.FailedPrecondition(f"task {self.container_id} is not running")
+        self.runtime.checkpoint(self.container_id, path, options)
+        self._publisher.publish(messages.TASK_CHECKPOINTED, {"container_id": self.container_id, "checkpoint": path})
+
     def delete_exec(self, process: Process) -> Values:
         """Forget an ended exec."""
         if process.running:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -74,6 +76,9 @@ class TaskRuntime(Protocol):
     def update(self, container_id: str, resources: dict[str, Any]) -> None:
         """Change its limits."""
 
+    def checkpoint(self, container_id: str, path: str, options: Values) -> None:
+        """Write its processes to the directory ``path``; ``options`` are containerd.runc.v1.CheckpointOptions."""
+
     def stats(self, container_id: str) -> dict[str, Any]:
         """Its usage, in the shape of ``runc events --stats``'s ``data``."""
 
@@ -106,6 +111,7 @@ class InProcess:
     """``runc_py`` in this process: nothing is started but the container."""
 
     def __init__(self, root: str, cgroup_driver: str) -> None:
+        self._root, self._systemd = root, cgroup_driver == "systemd"
         self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
 
     def create(self, request: CreateRequest) -> Launched:
@@ -151,6 +157,19 @@ class InProcess:
     def update(self, container_id: str, resources: dict[str, Any]) -> None:
         with _translated():
             self._runtime.update(container_id, resources)
+
+    def checkpoint(self, container_id: str, path: str, options: Values) -> None:
+        """By our command line: CRIU takes seconds and memory, which this process shall not grow by."""
+        from shim.commandline import CommandLine
+
+        if shutil.which("criu") is None:
+            raise errors.FailedPrecondition(
+                f"cannot checkpoint {container_id}: criu is not installed", hint="install the package criu"
+            )
+        scratch = os.path.dirname(path)
+        installed = f"{os.path.dirname(sys.executable)}/runc-py"
+        program = installed if os.access(installed, os.X_OK) else "runc-py"
+        CommandLine(program, self._root, self._systemd, scratch, scratch).checkpoint(container_id, path, options)
 
     def stats(self, container_id: str) -> dict[str, Any]:
         with _translated():

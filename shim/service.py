@@ -13,7 +13,7 @@ from typing import Any
 
 from oci import errors
 from oci.version import __version__
-from protos.shim_messages import PROCESS_DETAILS, RUNC_OPTIONS
+from protos.shim_messages import CHECKPOINT_OPTIONS, PROCESS_DETAILS, RUNC_OPTIONS
 from protos.wire import Values, WireError
 from shim import metrics, runtimes
 from shim.bundle import INIT, Bundle
@@ -181,7 +181,11 @@ class TaskService:
         return _NOTHING
 
     def _checkpoint(self, request: Values) -> Values:
-        raise errors.Unimplemented(f"checkpoint of task {request['id']}: not built")
+        container = self.container(request["id"])
+        if not request["path"].startswith("/"):
+            raise errors.InvalidArgument(f"checkpoint of task {request['id']}: {request['path']!r} is no absolute path")
+        container.checkpoint(request["path"], _checkpoint_options(request["options"]))
+        return _NOTHING
 
     def _kill(self, request: Values) -> Values:
         container, process = self._process(request)
@@ -240,6 +244,13 @@ def _runc_options(value: Values | None) -> Values:
         return RUNC_OPTIONS.decode(value["value"])
     except WireError as error:
         raise errors.InvalidArgument(f"runtime options: {error}") from error
+
+
+def _checkpoint_options(value: Values | None) -> Values:
+    try:
+        return CHECKPOINT_OPTIONS.decode(value["value"] if value is not None else b"")
+    except WireError as error:
+        raise errors.InvalidArgument(f"checkpoint options: {error}") from error
 
 
 def _json_of(value: Values | None, what: str) -> dict[str, Any]:

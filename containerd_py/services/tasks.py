@@ -19,7 +19,7 @@ from containerd_py.tasks.manager import TaskManager
 from containerd_py.tasks.recovery import timestamp
 from containerd_py.tasks.task import Task
 from oci import errors
-from protos.containerd import shim_v2_pb2, task_types_pb2, tasks_pb2, tasks_pb2_grpc, types_pb2
+from protos.containerd import runc_options_pb2, shim_v2_pb2, task_types_pb2, tasks_pb2, tasks_pb2_grpc, types_pb2
 
 STATE_SECONDS = 10.0
 """How long a shim may take to tell its state before List and Metrics go on without it."""
@@ -120,8 +120,17 @@ class TasksService(tasks_pb2_grpc.TasksServicer):
     async def Checkpoint(
         self, request: tasks_pb2.CheckpointTaskRequest, context: Context
     ) -> tasks_pb2.CheckpointTaskResponse:
+        """Into the directory that the options name; archives of checkpoints in the content store are not built."""
         task = self._task(context, request.container_id)
-        raise errors.Unimplemented(f"task {task.id}: checkpoints are not built")
+        options = runc_options_pb2.CheckpointOptions.FromString(request.options.value)
+        if not options.image_path:
+            raise errors.Unimplemented(
+                f"task {task.id}: checkpoints in the content store are not built",
+                hint="name a directory (ctr tasks checkpoint --image-path)",
+            )
+        message = shim_v2_pb2.CheckpointTaskRequest(id=task.id, path=options.image_path, options=request.options)
+        await task.call("Checkpoint", message, Empty)
+        return tasks_pb2.CheckpointTaskResponse()
 
     async def Update(self, request: tasks_pb2.UpdateTaskRequest, context: Context) -> Empty:
         task = self._task(context, request.container_id)

@@ -18,7 +18,7 @@ from tests.integration.shim.conftest import NAMESPACE, CallError, Host, Shim, re
 
 pytestmark = pytest.mark.root
 
-NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION, UNIMPLEMENTED = 5, 6, 9, 12
+NOT_FOUND, ALREADY_EXISTS, FAILED_PRECONDITION = 5, 6, 9
 
 
 def exec_process(shim: Shim, exec_id: str, args: list[str], **request: Any) -> None:
@@ -114,9 +114,9 @@ def test_errors_have_their_codes(host: Host) -> None:
     with pytest.raises(CallError, match="must be stopped") as caught:
         shim.delete()
     assert caught.value.code == FAILED_PRECONDITION
-    with pytest.raises(CallError) as caught:
-        shim.client.call("Checkpoint", id="a", path="/x")
-    assert caught.value.code == UNIMPLEMENTED
+    with pytest.raises(CallError, match="checkpoint"):  # what is missing differs from machine to machine
+        shim.client.call("Checkpoint", id="a", path=f"{shim.bundle}/checkpoint")
+    assert shim.client.call("State", id="a")["status"] == 2
     shim.client.call("Kill", id="a", signal=signal.SIGKILL)
     assert shim.wait() == 137
     with pytest.raises(CallError, match="process already finished") as caught:
