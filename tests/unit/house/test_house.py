@@ -75,7 +75,8 @@ def test_no_path_of_a_developers_machine_is_in_the_tree() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=False)
     if listed.returncode != 0:
         pytest.skip("not a git checkout: nothing to list")
-    places = (str(REPOSITORY) + "/", str(Path.home()) + "/")
+    # Root's home is a name that containers have as well.
+    places = [f"{place}/" for place in (REPOSITORY, Path.home()) if str(place) != "/root"]
     for name in listed.stdout.decode().split("\0"):
         path = REPOSITORY / name
         if name and path.is_file():
