@@ -147,6 +147,7 @@ listening.bind(path + ".new")
 listening.listen()
 os.rename(path + ".new", path)
 os.dup2(listening.fileno(), 3)
+os.set_inheritable(3, True)
 os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
 os.execv(sys.executable, [sys.executable, *command])
 """
