@@ -23,6 +23,11 @@ class Trust(NamedTuple):
     clients: tuple[tuple[str, str], ...] = ()
     skip_verify: bool = False
 
+    def stamp(self) -> tuple[int, ...]:
+        """Changes when one of the files is replaced."""
+        paths = (*self.ca, *(path for pair in self.clients for path in pair if path))
+        return tuple(os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in paths)
+
     def context(self) -> ssl.SSLContext:
         """Raises ``FailedPrecondition`` naming the file that cannot be used."""
         context = ssl.create_default_context()

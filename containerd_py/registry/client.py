@@ -80,25 +80,26 @@ class Http:
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = patience or Patience()
         self.schemes: dict[str, str] = {}
-        self._pools: dict[Trust, aiohttp.ClientSession] = {}
+        self._pools: dict[tuple[Trust, tuple[int, ...]], aiohttp.ClientSession] = {}
 
     def pool(self, trust: Trust) -> aiohttp.ClientSession:
-        """The session for ``trust``."""
+        """The session for ``trust``, whose files may have been replaced since the last one."""
         import aiohttp
 
-        if trust not in self._pools:
+        key = (trust, trust.stamp())
+        if key not in self._pools:
             timeout = aiohttp.ClientTimeout(
                 total=None, sock_connect=self.patience.connect, sock_read=self.patience.silence
             )
             connector = aiohttp.TCPConnector(ssl=trust.context(), limit=0)
-            self._pools[trust] = aiohttp.ClientSession(
+            self._pools[key] = aiohttp.ClientSession(
                 connector=connector,
                 timeout=timeout,
                 auto_decompress=False,
                 headers={"User-Agent": USER_AGENT},
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        return self._pools[trust]
+        return self._pools[key]
 
     async def close(self) -> None:
         """Close every connection."""

@@ -185,6 +185,8 @@ def test_a_ca_of_certs_d_is_believed_and_another_is_not(tmp_path: Path, authorit
             async with repository(f"{address}/app:v1", config=certs_d(tmp_path / "b", address, other)) as found:
                 with pytest.raises(Unavailable, match="failed to verify certificate"):
                     await found.resolve()
+                (tmp_path / "b" / address / "ca.crt").write_bytes(authority.ca.read_bytes())
+                await found.resolve()  # without a restart
 
     run(work())
 
