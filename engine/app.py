@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 
+import msgspec
 import structlog
 
 from engine.api import build as build_api
@@ -20,7 +22,7 @@ from engine.api.system import SystemApi
 from engine.api.volumes import VolumesApi
 from engine.backend import Backend
 from engine.build.service import BuildService
-from engine.config import Config
+from engine.config import LIVE, Config, registry_flags
 from engine.containers.service import ContainerService
 from engine.events import EventBus
 from engine.http.listeners import open_listeners
@@ -50,9 +52,10 @@ class App:
     def __init__(self, config: Config, supervisor: Supervisor | None) -> None:
         """``supervisor`` is None when a containerd was given by ``--containerd``."""
         paths = config.paths
-        self._config = config
+        self.config = config
         self._supervisor = supervisor
         self._stop = asyncio.Event()
+        self._jobs: list[asyncio.Task[None]] = []
         self.store = Store(f"{paths.data_root}/engine.db")
         self.backend = Backend(config.containerd or paths.containerd_address)
         self.bus = EventBus()
@@ -99,10 +102,10 @@ class App:
         server = HttpServer(Router(self.routes()))
         tasks = [asyncio.create_task(self._supervisor.watch())] if self._supervisor is not None else []
         try:
-            for host in self._config.hosts:
-                for listener in open_listeners(host, self._config):
+            for host in self.config.hosts:
+                for listener in open_listeners(host, self.config):
                     await server.listen(listener)
-            log.info("engine ready", hosts=self._config.hosts)
+            log.info("engine ready", hosts=self.config.hosts)
             notify("READY=1")
             await self._stop.wait()
             notify("STOPPING=1")
@@ -119,10 +122,26 @@ class App:
 
     def _remove_sockets(self) -> None:
         """Our own socket files; one that was handed to us (``fd://``) belongs to who made it."""
-        for host in self._config.hosts:
+        for host in self.config.hosts:
             if host.startswith("unix://"):
                 with contextlib.suppress(OSError):
                     os.unlink(host.removeprefix("unix://"))
+
+    def reload(self, config: Config) -> None:
+        """Go on with ``config``, of which only ``engine.config.LIVE`` may be new."""
+        self.config = config
+        self.system.reconfigure(config)
+        self.images.registries.reconfigure(config.insecure_registries)
+        if self._supervisor is not None:
+            flags = registry_flags(config)
+            self._jobs.append(
+                asyncio.create_task(self._supervisor.reconfigure(log_level=config.log_level, registry=flags))
+            )
+        told = {"debug": str(config.debug).lower(), "name": socket.gethostname()}
+        told |= {"insecure-registries": msgspec.json.encode(config.insecure_registries).decode()}
+        told |= {"registry-mirrors": msgspec.json.encode(config.registry_mirrors).decode()}
+        self.bus.publish("daemon", "reload", self.system.engine_id, told)
+        log.info("configuration read again", **{name: getattr(config, name) for name in LIVE})
 
     def stop(self) -> None:
         """End ``run``; containers go on."""

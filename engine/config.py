@@ -230,6 +230,21 @@ def load(argv: list[str]) -> Config:
     )
 
 
+LIVE = ("debug", "log_level", "insecure_registries", "registry_mirrors")
+"""Fields of ``Config`` that take effect on SIGHUP; the others wait for the next start."""
+
+
+def reloaded(running: Config, file: Config) -> Config:
+    """``running`` with what can change while the daemon runs taken from ``file``."""
+    return msgspec.structs.replace(running, **{name: getattr(file, name) for name in LIVE})
+
+
+def registry_flags(config: Config) -> tuple[str, ...]:
+    """The flags that tell containerd-py of registries."""
+    insecure = (part for host in config.insecure_registries for part in ("--insecure-registry", host))
+    return (*insecure, *(part for url in config.registry_mirrors for part in ("--registry-mirror", url)))
+
+
 def refuse_plain_tcp(url: str, config: Config) -> None:
     """Raises ``PermissionDenied`` for TCP in the clear beyond this machine, unless that was asked for by name."""
     parts = urlsplit(url)

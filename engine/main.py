@@ -11,7 +11,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from engine.config import Config, load, refuse_plain_tcp
+from engine.config import Config, load, refuse_plain_tcp, registry_flags, reloaded
 from engine.supervise import Supervisor
 from oci.errors import AlreadyExists, GantryError
 from oci.version import __version__
@@ -62,10 +62,12 @@ def configure_log(level: str) -> None:
     )
 
 
-async def serve(config: Config, supervisor: Supervisor | None) -> None:
-    """Run the engine until SIGTERM or SIGINT."""
+async def serve(config: Config, supervisor: Supervisor | None, argv: list[str]) -> None:
+    """Run the engine until SIGTERM or SIGINT; SIGHUP reads the configuration again."""
     import asyncio
     import signal
+
+    import structlog
 
     from engine.app import App
 
@@ -73,6 +75,17 @@ async def serve(config: Config, supervisor: Supervisor | None) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
+
+    def reload() -> None:
+        try:
+            changed = reloaded(app.config, load(argv))
+        except GantryError as error:
+            structlog.get_logger().error("the configuration stays as it is", error=str(error))
+            return
+        configure_log(changed.log_level)
+        app.reload(changed)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     await app.run()
 
 
@@ -91,15 +104,13 @@ def run(argv: list[str]) -> None:
     lock = lock_pidfile(config.pidfile)
     supervisor = None
     if not config.containerd:
-        registry = tuple(part for host in config.insecure_registries for part in ("--insecure-registry", host))
-        registry += tuple(part for url in config.registry_mirrors for part in ("--registry-mirror", url))
-        supervisor = Supervisor(paths, log_level=config.log_level, registry=registry)
+        supervisor = Supervisor(paths, log_level=config.log_level, registry=registry_flags(config))
         supervisor.ensure()
     import asyncio
 
     configure_log(config.log_level)
     try:
-        asyncio.run(serve(config, supervisor))
+        asyncio.run(serve(config, supervisor, argv))
     finally:
         with contextlib.suppress(OSError):
             os.unlink(config.pidfile)

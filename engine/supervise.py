@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -62,6 +63,14 @@ class Supervisor:
                 command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True, cwd="/"
             )
         return True
+
+    async def reconfigure(self, *, log_level: str, registry: tuple[str, ...]) -> None:
+        """Other flags for containerd-py: it is ended, and ``watch`` starts it with them. Containers go on."""
+        if (log_level, registry) == (self._log_level, self._registry):
+            return
+        self._log_level, self._registry = log_level, registry
+        with contextlib.suppress(OSError, ValueError), open(f"{self._paths.containerd_state}/containerd.pid") as file:
+            os.kill(int(file.read()), signal.SIGTERM)
 
     def check_started(self) -> None:
         """Raise ``Unavailable`` with the log's last line when the containerd-py just started has ended again.

@@ -56,6 +56,15 @@ class SystemApi:
         self._stop_engine = stop_engine
         self._facts = HostFacts.read()
 
+    @property
+    def engine_id(self) -> str:
+        """``ID`` of info."""
+        return str(self._facts.info()["ID"])
+
+    def reconfigure(self, config: Config) -> None:
+        """Tell of another configuration from now on."""
+        self._config = config
+
     def routes(self) -> list[Route]:
         """The endpoints of this module."""
         return [

@@ -63,7 +63,7 @@ class ImageService:
         self.sizes = Sizes(self.containerd)
         self.views = Views(self.containerd, self.catalog, self.sizes)
         self.listing = Listing(self.catalog)
-        registries = Registries(insecure)
+        self.registries = registries = Registries(insecure)
         self.registry = Registry(registries)
         self.transfers = Transfers(self.containerd, self.catalog, self.unpacker, self.names, self.tell, registries)
         self.remover = Remover(self.containerd, self.catalog, users, self.tell)

@@ -40,6 +40,10 @@ class Registries:
     def __init__(self, insecure: Iterable[str] = ()) -> None:
         self._insecure = frozenset(insecure)
 
+    def reconfigure(self, insecure: Iterable[str]) -> None:
+        """Other insecure registries from now on."""
+        self._insecure = frozenset(insecure)
+
     def plain(self, host: str) -> bool:
         """Whether ``host`` may be spoken to by HTTP."""
         name = host if host.startswith("[") else host.partition(":")[0]
