@@ -162,5 +162,6 @@ class FakeRegistry:
                     self.cut_uploads -= 1
                     assert request.transport is not None
                     request.transport.abort()
+                    return web.Response()  # nobody reads it; what else had come is lost
         headers = {"Location": request.path, "Range": f"0-{len(data) - 1}"}
         return web.Response(status=202 if request.method == "PATCH" else 204, headers=headers)
