@@ -27,7 +27,7 @@ from engine.containers.starterrors import translated_start, unknown_if_zero
 from engine.containers.subpaths import Subpaths
 from engine.interfaces import SandboxFiles, SandboxRequest
 from engine.spec import build_spec
-from oci.errors import FailedPrecondition, GantryError, Internal, NotFound, Unavailable
+from oci.errors import AlreadyExists, FailedPrecondition, GantryError, Internal, NotFound, Unavailable
 from oci.hostpaths import RUNTIME_NAME
 from protos.containerd import containers_pb2, runc_options_pb2, task_types_pb2, tasks_pb2, types_pb2
 from protos.rawlog import STREAM_NAMES
@@ -170,12 +170,16 @@ class Launcher:
             snapshot_key=doc.id,
         )
         containers = self._registry.backend.containers
-        with translated():
-            if machine.recorded:
-                mask = FieldMask(paths=["spec"])
+        try:
+            with translated():
+                if not machine.recorded:
+                    await containers.Create(containers_pb2.CreateContainerRequest(container=container))
+        except AlreadyExists:
+            machine.recorded = True  # by a create that the supervisor did not live to answer
+        if machine.recorded:
+            mask = FieldMask(paths=["spec"])
+            with translated():
                 await containers.Update(containers_pb2.UpdateContainerRequest(container=container, update_mask=mask))
-            else:
-                await containers.Create(containers_pb2.CreateContainerRequest(container=container))
         machine.recorded, machine.recorded_spec = True, spec
 
     async def _create_task(self, machine: Machine, mounts: Any) -> None:
