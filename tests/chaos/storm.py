@@ -34,6 +34,9 @@ TOGETHER = 0.3
 NEVER_TOGETHER = frozenset({"keeper", "shim"})
 """What a shim and its keeper hold together is gone with both: no engine could give it back."""
 
+APART = 4.0
+"""Seconds between the kill of a keeper and of a shim: until there is another keeper and all is parked with it."""
+
 PROGRESS_SECONDS = 10.0
 
 PEERS: dict[str, Callable[[PrivateHost], Victim]] = {"gantry": Gantry, "docker.io": Dockerd}
@@ -119,7 +122,7 @@ class Storm:
         chance = random.Random(self.seed)
         self._over.wait(FIRST_PAUSE)
         while not self._over.is_set():
-            targets = self._targets(chance)
+            targets = tuple(target for target in self._targets(chance) if not self._too_soon(target))
             for target in targets:
                 pid = self.victim.kill(target, chance.choice)
                 self.kills.append(Kill(time.monotonic(), target, pid))
@@ -135,6 +138,12 @@ class Storm:
                     self.progress(self.troubles[-1])
                 return
             self._over.wait(chance.uniform(*PAUSES))
+
+    def _too_soon(self, target: str) -> bool:
+        if target not in NEVER_TOGETHER:
+            return False
+        (other,) = NEVER_TOGETHER - {target}
+        return any(kill.target == other and time.monotonic() - kill.at < APART for kill in self.kills)
 
     def _targets(self, chance: random.Random) -> tuple[str, ...]:
         # The shims are many and there is more to lose in them.
