@@ -129,6 +129,9 @@ async def _receive(context: Context, chunks: AsyncIterator[bytes]) -> None:
         raise
     finally:
         thread.shutdown(wait=False)
+    # An archive ends before its bytes do; only behind the last of them is a client seen to leave.
+    async for _ in chunks:
+        pass
 
 
 class _Body(io.RawIOBase):
