@@ -186,7 +186,12 @@ def test_a_damaged_cache_entry_is_compiled_anew(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(seccomp, "_memory", {})
     compiled: list[object] = []
     real = libseccomp.compile_profile
-    monkeypatch.setattr(libseccomp, "compile_profile", lambda p: compiled.append(p) or real(p))
+
+    def noted(profile: Any) -> bytes:
+        compiled.append(profile)
+        return real(profile)
+
+    monkeypatch.setattr(libseccomp, "compile_profile", noted)
     assert seccomp.compile_filter(wanted, str(tmp_path)) == program
     assert compiled == [wanted]
 
