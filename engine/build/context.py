@@ -60,8 +60,11 @@ class Context:
         Blocking.
         """
         reader = tar.TarReader(read)
-        for entry in reader:
-            self._take(reader, entry)
+        try:
+            for entry in reader:
+                self._take(reader, entry)
+        except DataLoss as error:
+            raise InvalidArgument(f"invalid build context: {error.message}", hint=error.hint) from error
 
     def add_file(self, path: str, content: bytes, mode: int = 0o644) -> None:
         """Put one file into the context (a Dockerfile that came on its own)."""
