@@ -118,7 +118,7 @@ class _Layer:
             base = self._place(self._request.target)
             self._directory(base)
             self._tree(tree, real, base)
-        else:
+        elif not self._exclude.ignored(posixpath.basename(path)):
             name = self._request.target
             name = posixpath.join(name, posixpath.basename(path)) if into else name
             self._file(tree, real, node, self._place(name))
@@ -170,8 +170,6 @@ class _Layer:
 
     def _file(self, tree: Tree, path: str, node: Node, place: str) -> None:
         if stat.S_ISSOCK(node.mode):
-            return
-        if self._exclude.ignored(posixpath.basename(path)) and not self._request.parents:
             return
         existing = self._rootfs.node(place)
         if place in self._made or (existing is not None and existing.is_dir):

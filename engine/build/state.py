@@ -218,7 +218,7 @@ def _ports(text: str, source: Instruction) -> list[str]:
     match = _PORT.fullmatch(text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if match is None or not 0 < first <= last <= MAX_PORT:
-        raise DockerfileError(f"EXPOSE: invalid port {text!r}", source.lines, hint="8080, 8080/udp or 8000-8010/tcp")
+        raise DockerfileError(f"invalid containerPort: {text}", source.lines, hint="8080, 8080/udp or 8000-8010/tcp")
     return [f"{port}/{(match[3] or 'tcp').lower()}" for port in range(first, last + 1)]
 
 

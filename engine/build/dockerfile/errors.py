@@ -23,10 +23,11 @@ class Warning(NamedTuple):
 
 
 class DockerfileError(InvalidArgument):
-    """The Dockerfile cannot be used. ``lines`` says where; ``excerpt``, once it is known, shows it."""
+    """The Dockerfile cannot be used: ``reason`` says why, ``lines`` where; ``excerpt``, once known, shows it."""
 
     def __init__(self, message: str, lines: Lines, *, hint: str = "") -> None:
         super().__init__(f"dockerfile parse error on line {lines.first}: {message}", hint=hint)
+        self.reason = message
         self.lines = lines
         self.excerpt = ""
 

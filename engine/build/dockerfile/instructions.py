@@ -174,7 +174,8 @@ class _Flags:
                 raise self.error(f"unknown flag: {name}", hint)
 
     def error(self, text: str, hint: str = "") -> DockerfileError:
-        return DockerfileError(f"{self._source.keyword}: {text}", self._source.lines, hint=hint)
+        joint = " " if text.startswith(("requires", "must have", "names can")) else ": "
+        return DockerfileError(f"{self._source.keyword}{joint}{text}", self._source.lines, hint=hint)
 
 
 def _from(source: Instruction, flags: _Flags, escape: str) -> From:
@@ -314,15 +315,23 @@ def _healthcheck(source: Instruction, flags: _Flags, escape: str) -> Healthcheck
     return Healthcheck(source, test, retries=int(retries_text), **named)
 
 
+def go_duration(text: str) -> int:
+    """Go's duration syntax (``1m30s``) in nanoseconds. Raises ``ValueError``."""
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"invalid duration {text!r}")
+    return int(sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
 def _duration(flags: _Flags, name: str) -> int:
     """Go's duration syntax (``1m30s``) in nanoseconds."""
     text = flags.one(name, "0")
     if text == "0":
         return 0
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise flags.error(f"--{name}: invalid duration {text!r}", "for example 30s or 1m30s")
-    total = int(sum(float(number) * _UNITS[unit] for number, unit in parts))
+    try:
+        total = go_duration(text)
+    except ValueError as error:
+        raise flags.error(f"--{name}: {error}", "for example 30s or 1m30s") from None
     if total < 10**6:
         raise flags.error(f"--{name} cannot be less than 1ms")
     return total
@@ -334,7 +343,7 @@ def _onbuild(source: Instruction, flags: _Flags, escape: str) -> OnBuild:
     if not keyword:
         raise flags.error("requires at least one argument")
     if keyword == "ONBUILD":
-        raise flags.error("chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+        raise flags.error("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
     if keyword in ("FROM", "MAINTAINER"):
         raise flags.error(f"{keyword} isn't allowed as an ONBUILD trigger")
     body = "".join(f"\n{h.content}{h.name}" for h in source.heredocs)

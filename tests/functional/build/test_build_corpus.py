@@ -198,7 +198,7 @@ def test_gantry_build_finds_everything_in_the_cache(ours: Engine, gantry: Side, 
     runs = build_all(ours.host, contexts, commands)
     assert {name: run.status for name, run in runs.items()} == {n: run.status for n, run in gantry.runs.items()}
     assert ids(ours) == before
-    again = re.compile(r"RUN [^\n]*\n#\d+ (DONE|\d)")
+    again = re.compile(r"#(\d+) [^\n]*\] RUN [^\n]*\n(?:#(?!\1 )[^\n]*\n)*#\1 (DONE|\d)")
     ran = [name for name, run in runs.items() if run.status == 0 and again.search(run.output)]
     assert not ran
 

@@ -131,7 +131,7 @@ def test_healthcheck() -> None:
         ("FROM a\nCOPY --chown= a b\n", "missing a value on flag: --chown", 2),
         ("FROM a\nCOPY --link=maybe a b\n", "expecting boolean value for flag --link", 2),
         ("FROM a\nSHELL /bin/sh\n", "requires the arguments to be in JSON form", 2),
-        ("FROM a\nONBUILD ONBUILD RUN x\n", "chaining ONBUILD", 2),
+        ("FROM a\nONBUILD ONBUILD RUN x\n", "Chaining ONBUILD", 2),
         ("FROM a\nONBUILD FROM x\n", "isn't allowed as an ONBUILD trigger", 2),
         ("FROM a\nHEALTHCHECK --interval=x CMD y\n", "invalid duration 'x'", 2),
         ("# escape=x\nFROM a\n", "invalid escape token", 1),
