@@ -1,0 +1,115 @@
+"""The engine under many containers: the same requests to Gantry and to Debian's docker.io, in one run.
+
+Run as root: ``python -m tests.bench.bench_engine [CONTAINERS [MEGABYTES]]``, by default 1000 and 1024.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from tests.bench.measure import Row, interleaved, report
+from tests.bench.peers import Peer, dockerd, gantry
+from tests.support.host import wait_for
+from tests.support.images import busybox_rootfs
+
+ROUNDS = 7
+REMOVED = 100
+LIVES = 1000
+CREATE = '{"Image":"busybox","Cmd":["true"],"HostConfig":{"NetworkMode":"none"}}'
+
+
+def main() -> int:
+    """Print every table."""
+    containers = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    megabytes = int(sys.argv[2]) if len(sys.argv) > 2 else 1024
+    with gantry() as ours, dockerd() as theirs:
+        peers: tuple[Peer, ...] = (ours, theirs)
+        for peer in peers:
+            peer.docker("import", "-c", 'CMD ["sh"]', "-", "busybox:latest", stdin=busybox_rootfs())
+        _logs(peers, megabytes)
+        _events(peers, min(LIVES, containers))
+        _once(f"create {containers} containers", peers, lambda peer: _create(peer, containers))
+        _each(f"ps --all with {containers} containers", peers, lambda peer: peer.docker("ps", "--all", "--quiet"))
+        _once(f"rm --force of {REMOVED}", peers, _remove)
+        for peer in peers:
+            peer.docker("container", "prune", "--force")
+    return 0
+
+
+def _each(title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:
+    """Interleaved rounds of ``work``."""
+    rows = interleaved({peer.name: (lambda peer=peer: work(peer)) for peer in peers}, ROUNDS)
+    sys.stdout.write(f"{report(title, rows)}\n\n")
+    sys.stdout.flush()
+
+
+def _once(title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:
+    """One time each, for what cannot be repeated."""
+    rows = []
+    for peer in peers:
+        began = time.perf_counter()
+        work(peer)
+        rows.append(Row(peer.name, (time.perf_counter() - began,)))
+    sys.stdout.write(f"{report(title, rows)}\n\n")
+    sys.stdout.flush()
+
+
+def _api(peer: Peer, script: str) -> str:
+    """A shell script inside the peer's host; ``$engine`` is curl on its socket."""
+    path = peer.url.removeprefix("unix://")
+    return peer.host.check("sh", "-ec", f"engine='curl -s --unix-socket {path}'; {script}", timeout=1800)
+
+
+def _create(peer: Peer, count: int) -> None:
+    # One curl process with one connection: what is measured is the engine.
+    request = f"-H 'Content-Type: application/json' -d '{CREATE}' http://e/containers/create"
+    _api(peer, f"$engine {request} -o /dev/null $(yes 'http://e/containers/create -o /dev/null' | head -{count - 1})")
+
+
+def _remove(peer: Peer) -> None:
+    _api(peer, f"docker -H {peer.url} ps -aq -n {REMOVED} | xargs docker -H {peer.url} rm -f >/dev/null")
+
+
+def _logs(peers: tuple[Peer, ...], megabytes: int) -> None:
+    """A log of so many megabytes, written and then read."""
+    line = "x" * 99
+    script = f"yes {line} | head -c {megabytes}M"
+    _once(
+        f"write {megabytes} MB of log",
+        peers,
+        lambda peer: (
+            peer.docker("run", "--name", "talker", "--network", "none", "-d", "busybox", "sh", "-c", script)
+            and peer.docker("wait", "talker")
+        ),
+    )
+    size = megabytes << 20
+    _once(
+        f"docker logs of {megabytes} MB",
+        peers,
+        lambda peer: wait_for(
+            lambda: int(_api(peer, f"docker -H {peer.url} logs talker | wc -c")) >= size, "the log", 1800
+        ),
+    )
+    for peer in peers:
+        peer.docker("rm", "talker")
+
+
+def _events(peers: tuple[Peer, ...], lives: int) -> None:
+    """Container lives with somebody who listens: nothing may be missed."""
+
+    def work(peer: Peer) -> None:
+        script = f"""
+            docker -H {peer.url} events --filter event=die --format x >$0 & listener=$!
+            sleep 1
+            seq {lives} | xargs -P 4 -I N docker -H {peer.url} run --rm --network none busybox true
+            sleep 1; kill $listener; wc -l <$0; rm $0"""
+        seen = int(peer.host.check("sh", "-ec", script, f"{peer.host.base}/events", timeout=1800))
+        assert seen == lives, f"{peer.name}: {seen} of {lives} ends were told"
+
+    _once(f"{lives} lives, 4 at a time, under docker events", peers, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
