@@ -31,6 +31,8 @@ Operation = Callable[[Bundle], None]
 
 @pytest.fixture(autouse=True)
 def subreaper() -> Iterator[None]:
+    others.clear()
+    others.update(children())
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     yield
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
@@ -116,16 +118,24 @@ def number_of_calls(operation: Operation, bundle: Bundle) -> int:
     return int(text)
 
 
+others: set[int] = set()
+"""Children of this process that belong to other tests: engines and hosts of the whole session."""
+
+
+def children() -> list[int]:
+    """Our children without those of other tests."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [pid for pid in map(int, listed) if pid not in others]
+
+
 def reap_all(seconds: float = 10) -> list[int]:
     """Wait until every child has ended; those that have not."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                time.sleep(0.005)
-        except ChildProcessError:
-            return []
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    while (left := children()) and time.monotonic() < deadline:
+        ended = [pid for pid in left if os.waitpid(pid, os.WNOHANG)[0]]
+        if not ended:
+            time.sleep(0.005)
+    return left
 
 
 def leftovers(bundle: Bundle, mounts: str) -> dict[str, Any]:
