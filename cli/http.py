@@ -172,7 +172,8 @@ class Client:
             raise CommandFailed(f"the connection to the engine broke: {error}") from None
         if reply.status >= 400:
             with reply:
-                raise ApiError(_message(reply), reply.status)
+                # An answer to HEAD has no body to say why.
+                raise ApiError(_message(reply) if method != "HEAD" else f"no such path: {path}", reply.status)
         return reply
 
     def call(self, method: str, path: str, query: Query | None = None, *, body: Any = None) -> Any:

@@ -7,10 +7,18 @@ import os
 import sys
 
 from cli import transport
+from cli.commands import usage
 from cli.engine import Parser, client
 from cli.errors import CommandFailed
 from oci.errors import GantryError
 from oci.hostpaths import default_paths
+
+USAGE = {
+    "df": "show what is on disk",
+    "events": "show what happens, as it happens",
+    "prune": "remove what nothing uses",
+}
+"""What ``gantry system`` can do besides, as docker has it."""
 
 
 def parser(name: str) -> argparse.ArgumentParser:
@@ -18,13 +26,15 @@ def parser(name: str) -> argparse.ArgumentParser:
     out = Parser(f"gantry {name}")
     if name == "doctor":
         return out
-    commands = out.add_subparsers(dest="action", required=True, metavar="install|uninstall|dial-stdio")
+    commands = out.add_subparsers(dest="action", required=True, metavar="ACTION")
     install = commands.add_parser("install", help="write systemd units for the engine")
     remove = commands.add_parser("uninstall", help="remove them again")
     for command in (install, remove):
         command.add_argument("--user", action="store_true", help="for this user's service manager")
         command.add_argument("--dry-run", action="store_true", help="show what would be done")
     install.add_argument("--force", action="store_true", help="replace units that were changed")
+    for action, text in USAGE.items():
+        usage.options(action, commands.add_parser(action, help=text))
     commands.add_parser("dial-stdio", help="connect standard input and output with the engine (for ssh:// hosts)")
     return out
 
@@ -33,6 +43,8 @@ def execute(name: str, arguments: argparse.Namespace) -> int:
     """Run one command of this module."""
     if name == "doctor":
         return doctor()
+    if arguments.action in USAGE:
+        return usage.execute(arguments.action, arguments)
     return {"install": install, "uninstall": uninstall, "dial-stdio": dial_stdio}[arguments.action](arguments)
 
 

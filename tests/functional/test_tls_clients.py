@@ -118,7 +118,7 @@ def test_a_jenkins_agent(tls: TlsEngine) -> None:
     agent = api("POST", "/containers/create?name=agent", config)["Id"]
     api("PUT", f"/containers/{agent}/archive?path=/&noOverwriteDirNonDir=false", data=agent_archive())
     api("POST", f"/containers/{agent}/start")
-    assert api("GET", f"/containers/{agent}/json")["State"]["Running"]  # type: ignore[index] - an object of objects
+    assert api("GET", f"/containers/{agent}/json")["State"]["Running"]  # type: ignore[index]  # an object of objects
     streams = {"AttachStdin": True, "AttachStdout": True, "AttachStderr": True, "Tty": False}
     process = api("POST", f"/containers/{agent}/exec", {**streams, "Cmd": ["sh", "/agent.jar"]})["Id"]
     channel = (sys.executable, "-m", "tests.support.jenkins_channel", ADDRESS, ca, cert, key, process, "8")
