@@ -63,6 +63,7 @@ class App:
         users = _Users()
         self.images = ImageService(self.backend, self.bus, users, config.insecure_registries)
         self.containers = ContainerService(self.store, self.backend, self.bus, self.images, self.networks, paths)
+        self.containers.cgroup_parent = config.cgroup_parent
         users.containers = self.containers
         self.networks.containers = self.containers
         self.images.containers = self.containers

@@ -52,6 +52,7 @@ FLAG_OF_KEY = {
     "tlscert": "tlscert",
     "tlskey": "tlskey",
     "insecure-tcp": "insecure_tcp",
+    "cgroup-parent": "cgroup_parent",
 }
 """daemon.json's keys and the flag each one is."""
 
@@ -96,6 +97,7 @@ class Config(msgspec.Struct, frozen=True):
     host_gateway_ip: tuple[str, ...] = ()
     tls: TlsFiles = TlsFiles()
     insecure_tcp: bool = False
+    cgroup_parent: str = ""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -135,6 +137,7 @@ def parser() -> argparse.ArgumentParser:
     add("--tlscacert", metavar="FILE", help="authority that signed the clients' certificates (default DIR/ca.pem)")
     add("--tlscert", metavar="FILE", help="our certificate (default DIR/server-cert.pem or DIR/cert.pem)")
     add("--tlskey", metavar="FILE", help="our key (default DIR/server-key.pem or DIR/key.pem)")
+    add("--cgroup-parent", metavar="PATH", help="where the cgroups of containers are made (default /docker)")
     add("--insecure-tcp", action="store_true", default=None, help="allow TCP without TLS beyond this machine")
     add("-v", "--version", action="store_true")
     out.epilog = "DIR is $DOCKER_CERT_PATH, else ~/.docker"
@@ -227,6 +230,7 @@ def load(argv: list[str]) -> Config:
         host_gateway_ip=_texts(values["host_gateway_ip"]),
         tls=_tls_files(values),
         insecure_tcp=bool(values["insecure_tcp"]),
+        cgroup_parent=values["cgroup_parent"] or "",
     )
 
 

@@ -46,6 +46,8 @@ class Registry:
         self.subpaths = f"{paths.exec_root}/subpaths"
         """Where sub-paths of volumes are bound while a container takes them."""
         self.shm = SharedMemory(f"{paths.exec_root}/shm")
+        self.cgroup_parent = ""
+        """Where cgroups are made when a container does not say; "" for Docker's default."""
         self.machines: dict[str, Machine] = {}
         self.names = Names()
         self.released_volumes: set[tuple[str, str]] = set()

@@ -30,12 +30,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) 
         time.sleep(0.02)
 
 
-def cgroup_directories() -> set[str]:
-    """Every cgroup of containers on this machine, whatever made it."""
+def cgroup_directories(*parents: str) -> set[str]:
+    """Cgroups below ``parents`` in every hierarchy of this machine."""
     found: set[str] = set()
-    for parent in ("docker", "gantry", "moby", "system.slice"):
+    for parent in parents:
         for root in (CGROUPS, *(p for p in CGROUPS.iterdir() if p.is_dir())):
-            base = root / parent
+            base = f"{root}{parent}"
             # Other hosts' containers come and go meanwhile: what vanishes during the walk is passed over.
             found.update(os.path.join(at, name) for at, names, _ in os.walk(base) for name in names)
     return found
@@ -55,10 +55,10 @@ class PrivateHost:
         self._init: subprocess.Popen[bytes] | None = None
         self.pid = 0
         self._mounts_before: list[str] = []
-        self._cgroups_before: set[str] = set()
+        self.cgroup_parent = f"/{self.base.name}"
+        """Where engines in this host make their cgroups, which are the machine's."""
 
     def __enter__(self) -> PrivateHost:
-        self._cgroups_before = cgroup_directories()
         command = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command += ["--propagation", "private", sys.executable, str(Path(__file__).with_name("init.py"))]
         self._init = subprocess.Popen([*command, "/run/lock"], stdout=subprocess.PIPE)
@@ -79,9 +79,15 @@ class PrivateHost:
         assert self._init.stdout is not None
         self._init.stdout.close()
         shutil.rmtree(self.base, ignore_errors=True)
-        for path in sorted(cgroup_directories() - self._cgroups_before, reverse=True):
+        for path in sorted(self._cgroups(), reverse=True):
             with contextlib.suppress(OSError):
                 os.rmdir(path)
+        for root in (CGROUPS, *(p for p in CGROUPS.iterdir() if p.is_dir())):
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{root}{self.cgroup_parent}")
+
+    def _cgroups(self) -> set[str]:
+        return cgroup_directories(self.cgroup_parent)
 
     def command(self, *arguments: str) -> list[str]:
         """``arguments`` as a command line that runs inside."""
@@ -185,7 +191,7 @@ class PrivateHost:
             "links": self.links(),
             "firewall": self.firewall(),
             "run files": self.files(self.exec_root),
-            "cgroups": sorted(cgroup_directories() - self._cgroups_before),
+            "cgroups": sorted(self._cgroups()),
         }
         return {what: value for what, value in found.items() if value}
 
