@@ -34,6 +34,7 @@ from oci import reference as references
 from oci.errors import DataLoss, InvalidArgument, Unimplemented
 
 CLASSIC = ("", "1")
+PIECE = 1 << 20
 PRUNE_FILTERS = frozenset(["until", "unused-for", "id", "type", "inuse", "parent", "description", "shared", "private"])
 SECRETS_HEADER = "x-gantry-build-secrets"
 
@@ -149,9 +150,15 @@ class _Body(io.RawIOBase):
         return self._waiting.result()
 
     async def _next(self) -> bytes:
+        """About ``PIECE`` bytes: each change between loop and thread costs more than what a chunk holds is worth."""
         if self._given_up:
             raise DataLoss("the client went away in the middle of the build context")
-        return await anext(self._chunks, b"")
+        parts: list[bytes] = []
+        size = 0
+        while size < PIECE and (part := await anext(self._chunks, b"")):
+            parts.append(part)
+            size += len(part)
+        return b"".join(parts)
 
     def give_up(self) -> None:
         """The reading thread gets an error instead of more. Called on the loop."""

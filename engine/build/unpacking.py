@@ -27,7 +27,7 @@ class Unpacked:
         self._file = file
         head = file.read(HEAD)
         self._decoder = decoder_for(head)
-        self._waiting = self._decoded(head)
+        self._waiting = memoryview(self._decoded(head))
 
     def _decoded(self, data: bytes) -> bytes:
         try:
@@ -41,8 +41,8 @@ class Unpacked:
             data = self._file.read(PIECE)
             if not data:
                 return b""
-            self._waiting = self._decoded(data)
-        head, self._waiting = self._waiting[:size], self._waiting[size:]
+            self._waiting = memoryview(self._decoded(data))
+        head, self._waiting = bytes(self._waiting[:size]), self._waiting[size:]
         return head
 
 
