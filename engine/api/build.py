@@ -43,7 +43,7 @@ def routes(builds: BuildService) -> list[Route]:
     """Every endpoint of this module."""
     api = BuildApi(builds)
     return [
-        Route("POST", "/build", api.build, "the classic builder; cachefrom, squash, outputs are refused or noted"),
+        Route("POST", "/build", api.build, "the classic builder; squash and outputs are refused"),
         Route("POST", "/build/prune", api.prune),
         Route("POST", "/build/cancel", api.cancel, "accepted; a build is cancelled by closing its connection"),
     ]
@@ -189,6 +189,7 @@ def options_of(request: Request) -> BuildOptions:
         network=_network(request.text("networkmode")),
         host=_host(request),
         credentials=_credentials(request.headers.get("x-registry-config", "")),
+        cache_from=tuple(_json(request, "cachefrom", list[str], [])),
         secrets=_secrets(request.headers.get(SECRETS_HEADER, "")),
     )
 

@@ -153,6 +153,14 @@ class BuildCache:
         now = time.time_ns()
         self._put(msgspec.structs.replace(entry, made_at=now, used_at=now))
 
+    async def hold(self, digest: str) -> None:
+        """Keep a blob that came from elsewhere, for an entry to come."""
+        resource = leases_pb2.Resource(id=digest, type="content")
+        with contextlib.suppress(AlreadyExists), translated():
+            await self._containerd.backend.leases.AddResource(
+                leases_pb2.AddResourceRequest(id=LEASE, resource=resource)
+            )
+
     def use(self, key: str) -> None:
         """A build relies on the entry until its session ends."""
         self._in_use[key] += 1

@@ -28,6 +28,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     host: HostConfig = HostConfig()
     secrets: dict[str, bytes] = {}
     credentials: dict[str, Credentials] = {}
+    cache_from: tuple[str, ...] = ()
 
     @property
     def epoch(self) -> int | None:

@@ -93,6 +93,10 @@ class Progress:
         self._stages.append(log)
         return log
 
+    def silent(self) -> StageLog:
+        """A log that nobody reads."""
+        return StageLog(Progress(steps=True))
+
     def step(self, step: Step, event: Json) -> None:
         """Tell an event of ``step``, if the reader wants events."""
         if self.steps:

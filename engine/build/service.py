@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from engine.build import inline
 from engine.build.cache import BuildCache, Entry, Prune
 from engine.build.context import Context
 from engine.build.dockerfile.errors import DockerfileError, excerpt
@@ -39,7 +40,7 @@ from oci.hostpaths import HostPaths
 log = structlog.get_logger()
 
 MAX_DOCKERFILE = 8 << 20
-AUTOMATIC = frozenset({"SOURCE_DATE_EPOCH", *PROXY_ARGS})
+AUTOMATIC = frozenset({"SOURCE_DATE_EPOCH", inline.ARGUMENT, *PROXY_ARGS})
 """Build arguments that need no ARG."""
 
 
@@ -129,6 +130,7 @@ class BuildService:
         _warn(planned, options, progress)
         bases = BaseImages(self._images, options)
         run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
+        await self._take_caches(options, progress)
         async with self.cache.session() as session:
             parts = Parts(session, self._workshop, self._runner, bases, self.caches, run_directory)
             try:
@@ -140,6 +142,17 @@ class BuildService:
             finally:
                 bases.close()
                 await asyncio.to_thread(shutil.rmtree, run_directory, ignore_errors=True)
+
+    async def _take_caches(self, options: BuildOptions, progress: Progress) -> None:
+        """``--cache-from``: steps of images, pulled where they are not here. One that cannot be had is passed over."""
+        bases = BaseImages(self._images, options)
+        for name in options.cache_from:
+            log_of_pull = progress.silent()
+            try:
+                image = await bases.decoded(name, log_of_pull)
+                await inline.take(self.cache, await self._images.containerd.read(image.id), image)
+            except GantryError as error:
+                progress.say({"stream": f"[Warning] no cache from {name}: {error.message}\n"})
 
     async def _export(self, built: Built, options: BuildOptions) -> Decoded:
         """The image of the target stage, under every name asked for."""

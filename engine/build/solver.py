@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from engine.build import inline
 from engine.build.cache import Entry, Session, key_of
 from engine.build.context import Context
 from engine.build.copying import Request, members
@@ -22,6 +23,7 @@ from engine.build.dockerfile.errors import DockerfileError, Lines
 from engine.build.dockerfile.instructions import From, Run, Single, Transfer, Typed, typed
 from engine.build.dockerfile.parser import parse_line
 from engine.build.filing import Filer
+from engine.build.inline import Item
 from engine.build.options import BuildOptions
 from engine.build.plan import PROXY_ARGS, SCRATCH, Plan, Stage, platform_args
 from engine.build.progress import Progress, StageLog
@@ -49,11 +51,12 @@ class Parts(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A finished stage. ``parent`` is the id of the image it began with ("" for scratch)."""
+    """A finished stage. ``parent`` is the id of the image it began with ("" for scratch), ``trail`` its steps."""
 
     state: State
     chain: Chain
     parent: str
+    trail: tuple[Item, ...] = ()
 
 
 class Solver:
@@ -130,6 +133,7 @@ class _StageRun:
         self.state = initial(ImageConfig("", "", RootFS(())), "\\")
         self._created = ""
         self._parent = ""
+        self._trail: tuple[Item, ...] = ()
 
     async def run(self) -> Built:
         """From FROM to the last step."""
@@ -143,7 +147,7 @@ class _StageRun:
             self._announce(step)
             with _located(step):
                 await self._step(step)
-        return Built(self.state, self.chain, self._parent)
+        return Built(self.state, self.chain, self._parent, self._trail)
 
     def _announce(self, step: Typed) -> None:
         place = f"{self._number - self._first + 1}/{1 + len(self._stage.steps)}"
@@ -157,7 +161,7 @@ class _StageRun:
         if stage.base_stage is not None:
             base = await solver.stage(stage.base_stage)
             image = msgspec.structs.replace(base.state.image, config=base.state.config)
-            self.chain, self._parent = base.chain, base.parent
+            self.chain, self._parent, self._trail = base.chain, base.parent, base.trail
             history, author = base.state.history, base.state.author
         elif stage.base == SCRATCH:
             image = ImageConfig(
@@ -202,6 +206,8 @@ class _StageRun:
     def _note(self, created_by: str, entry: Entry | None) -> None:
         if entry is not None:
             self._created = entry.created
+            layer = len(self.chain.layers) - 1 if entry.blob is not None else -1
+            self._trail += (Item(entry.key, entry.description, entry.created, layer),)
         created = self._created or self._now()
         self.state = self.state.noted(created_by, created, empty=entry is None or entry.blob is None)
 
@@ -373,7 +379,7 @@ def configuration(built: Built, options: BuildOptions) -> ImageConfig:
         config = msgspec.structs.replace(config, labels={**(config.labels or {}), **options.labels})
     created = next((h.created for h in reversed(state.history) if h.created), "")
     epoch = options.epoch
-    return msgspec.structs.replace(
+    whole = msgspec.structs.replace(
         state.image,
         config=config,
         history=state.history,
@@ -381,3 +387,4 @@ def configuration(built: Built, options: BuildOptions) -> ImageConfig:
         created=timestamp(epoch * 10**9) if epoch is not None else created or timestamp(),
         rootfs=RootFS(built.chain.diff_ids),
     )
+    return inline.with_items(whole, built.trail) if inline.wanted(options) else whole

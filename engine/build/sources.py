@@ -44,6 +44,14 @@ class BaseImages:
             self._found[key] = asyncio.create_task(self._find(name, platform, log))
         return await asyncio.shield(self._found[key])
 
+    async def decoded(self, name: str, log: StageLog) -> Decoded:
+        """The image ``name`` as it is, pulled if it is not here. Raises ``NotFound`` and pull's errors."""
+        try:
+            return (await self._images.catalog.find(name)).decoded
+        except NotFound:
+            await self._pull(name, self._options.platform, log)
+            return (await self._images.catalog.find(name)).decoded
+
     def close(self) -> None:
         """Give up what is still under way."""
         for task in self._found.values():

@@ -95,6 +95,21 @@ def test_rows_of_disk_usage_and_prune_by_id(builder: Engine, context: Path) -> N
     assert run["ID"] not in [row["ID"] for row in builder.api("GET", "/system/df")[1]["BuildCache"]]
 
 
+def test_an_image_brings_its_cache(builder: Engine, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM busybox\nWORKDIR /w\nRUN date +%N > /when\nCOPY f /f\nENV A=1\n")
+    inline = ("--build-arg", "BUILDKIT_INLINE_CACHE=1")
+    first = build(builder, context, "-t", "carrier", *inline)
+    builder.docker("save", "-o", str(context / "carrier.tar"), "carrier")
+    builder.docker("rmi", "carrier")
+    builder.docker("builder", "prune", "-af")
+    builder.docker("load", "-i", str(context / "carrier.tar"))
+    (context / "carrier.tar").unlink()
+    assert build(builder, context, "--cache-from", "carrier", *inline) == first
+    builder.docker("builder", "prune", "-af")
+    assert build(builder, context, *inline) != first
+    assert build(builder, context, "--cache-from", "no/such:cache", "-q")
+
+
 def test_without_images_and_cache_nothing_is_left(builder: Engine, context: Path) -> None:
     (context / "Dockerfile").write_text(
         "FROM busybox AS a\nRUN --mount=type=cache,target=/c echo x > /c/x; echo y > /y\nCOPY f /f\n"
