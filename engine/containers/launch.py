@@ -40,6 +40,8 @@ LABEL = "io.gantry.engine"
 
 SIGKILL = 9
 UNDO_SECONDS = 30.0
+UNDO_PAUSES = (0.0, 0.05, 0.2, 1.0, 2.0)
+"""Seconds before a task is created again that was in the way or of which nothing came."""
 
 
 def sandbox_request(doc: Container) -> SandboxRequest:
@@ -83,6 +85,7 @@ class Launcher:
                 await self._create_task(machine, mounts)
             machine.task_created()
             write_network_files(directory, await networked(connecting))
+            machine.update(starting=True)
             return await self._start_task(machine.id)
         except BaseException:
             connecting.cancel()
@@ -196,14 +199,22 @@ class Launcher:
             terminal=doc.config.tty,
         )
         tasks = self._registry.backend.tasks
-        try:
-            with translated():
-                await tasks.Create(request)
-        except Unavailable:
-            # The supervisor died in the middle. When it serves again it has the task whole, or nothing of it.
-            if await self._task(doc.id) is None:
+        for pause in UNDO_PAUSES:
+            try:
                 with translated():
                     await tasks.Create(request, wait_for_ready=True)
+                return
+            except Unavailable:
+                # The supervisor or the shim died in the middle; what the next one has of it may be whole.
+                process = await self._task(doc.id)
+                if process is not None and process.status == task_types_pb2.CREATED:
+                    return
+            except AlreadyExists:
+                pass  # left by a start that an earlier engine did not live to finish, or just being taken back
+            await self.discard_task(doc.id)
+            await asyncio.sleep(pause)
+        with translated():
+            await tasks.Create(request, wait_for_ready=True)
 
     async def _start_task(self, container_id: str) -> int:
         """Let the created task run; its pid. What a supervisor that died in the middle had started, goes on."""
@@ -240,7 +251,7 @@ class Launcher:
             oom_killed=False,
             started_at=time.time_ns(),
         )
-        machine.update(state=state, ever_started=True)
+        machine.update(state=state, ever_started=True, starting=False)
         self._registry.publish(machine, "start")
         for hook in self._registry.started:
             hook(machine)
@@ -265,6 +276,7 @@ class Launcher:
 
     async def _undo(self, machine: Machine) -> None:
         """Take back whatever a failed start made."""
+        machine.not_starting()
         steps = await asyncio.gather(
             self.discard_task(machine.id), self._registry.networks.close_sandbox(machine.id), return_exceptions=True
         )

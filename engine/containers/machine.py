@@ -87,6 +87,11 @@ class Machine:
         """Change fields of the document's ``state``, on disk first."""
         self.update(state=msgspec.structs.replace(self.doc.state, **changes))
 
+    def not_starting(self) -> None:
+        """A start is taken back: however its task ends from here on, that is no end of a run. Idempotent."""
+        if self.doc.starting:
+            self.update(starting=False)
+
     def begin_run(self) -> None:
         """A start is under way: clients that attached before now belong to this run."""
         self.run = self.ended_run + 1

@@ -66,7 +66,8 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a container that survives the daemon.
 
     ``config`` is already merged with the image's; ``path`` and ``args`` are what runs. ``name`` has no leading slash.
-    ``created_at`` is in nanoseconds since the epoch. ``stopped_by_user`` keeps restart policies quiet.
+    ``created_at`` is in nanoseconds since the epoch. ``stopped_by_user`` keeps restart policies quiet. ``starting`` is
+    set from just before the created task is told to run until that is answered or taken back.
     """
 
     id: str
@@ -87,6 +88,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
     restart_count: int = 0
     stopped_by_user: bool = False
     ever_started: bool = False
+    starting: bool = False
 
 
 class RootfsMount(msgspec.Struct, frozen=True):

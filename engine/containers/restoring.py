@@ -1,7 +1,8 @@
 """The daemon's start: what the store says, what containerd has, and making the two agree.
 
-Rule: a create that was not answered never happened; a removal that began is finished; a run that ended unseen gets the
-exit code and time its shim wrote down.
+Rule: a create that was not answered never happened; a start that was not answered happened if the process was told to
+run, else it leaves nothing; a removal that began is finished; a run that ended unseen gets the exit code and time its
+shim wrote down.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Restorer:
                 alive.append(machine.id)
             elif process is not None and process.status == task_types_pb2.STOPPED:
                 self._ended_unseen(machine, process)
+            machine.not_starting()
         await self._registry.networks.restore(frozenset(alive))
         await self._registry.shm.sweep(frozenset(alive))
         subpaths.sweep(self._registry.subpaths)
@@ -88,10 +90,11 @@ class Restorer:
         doc = machine.doc
         status = "paused" if process.status == task_types_pb2.PAUSED else "running"
         if doc.state.status != status or doc.state.pid != process.pid:
+            started_at = 0 if doc.starting else doc.state.started_at
             state = msgspec.structs.replace(
-                doc.state, status=status, pid=process.pid, started_at=doc.state.started_at or time.time_ns()
+                doc.state, status=status, pid=process.pid, started_at=started_at or time.time_ns()
             )
-            machine.update(state=state, ever_started=True)
+            machine.update(state=state, ever_started=True, starting=False)
         machine.begin_run()
         machine.task_created()
         for hook in self._registry.started:
@@ -99,16 +102,18 @@ class Restorer:
 
     @staticmethod
     def _ended_unseen(machine: Machine, process: task_types_pb2.Process) -> None:
-        """A start that was under way when the daemon died did run: count it as running, its end follows."""
+        """A start that was under way when the daemon died did run: count it as running, its end follows.
+
+        A task that ended without having been told to run was taken back: it goes with the strangers.
+        """
         doc = machine.doc
-        if doc.state.alive or doc.state.status in (CREATING, "removing"):
+        if doc.state.alive or not doc.starting:
             return
-        if doc.state.finished_at >= process.exited_at.ToNanoseconds() > 0:
-            return
+        at = process.exited_at.ToNanoseconds() or time.time_ns()
         state = msgspec.structs.replace(
-            doc.state, status="running", pid=process.pid, started_at=doc.state.started_at or time.time_ns()
+            doc.state, status="running", pid=process.pid, error="", oom_killed=False, started_at=at
         )
-        machine.update(state=state, ever_started=True)
+        machine.update(state=state, ever_started=True, starting=False)
         machine.begin_run()
 
     async def _sweep_record(self, container_id: str) -> None:
