@@ -6,6 +6,7 @@ Docker's that has no route is listed as not built. Source of ``OPERATIONS``: Doc
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Iterable
 
@@ -159,8 +160,8 @@ def page(routes: Iterable[Route]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Write the page of this tree's engine to standard output."""
+async def current() -> str:
+    """The page of this tree's engine, which is built and not started."""
     import tempfile
 
     from engine.app import App
@@ -168,7 +169,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         config = load(["--data-root", directory, "--exec-root", directory, "--config-file", "/dev/null"])
-        sys.stdout.write(page(App(config, None).routes()))
+        return page(App(config, None).routes())
+
+
+def main() -> None:
+    """Write the page to standard output."""
+    sys.stdout.write(asyncio.run(current()))
 
 
 if __name__ == "__main__":
