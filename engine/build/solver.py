@@ -19,6 +19,7 @@ from engine.build import inline
 from engine.build.cache import Entry, Session, key_of
 from engine.build.context import Context
 from engine.build.copying import Request, members
+from engine.build.copying import key as content_key
 from engine.build.dockerfile.errors import DockerfileError, Lines
 from engine.build.dockerfile.instructions import From, Run, Single, Transfer, Typed, typed
 from engine.build.dockerfile.parser import parse_line
@@ -89,6 +90,9 @@ class Solver:
                     self._tasks[number] = group.create_task(self._stage(self.plan.stages[number], *logs[number]))
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
+        finally:
+            if self._context_chain is not None:
+                self._context_chain.cancel()
         return self._tasks[self.plan.target].result()
 
     async def stage(self, number: int) -> Built:
@@ -104,7 +108,22 @@ class Solver:
     async def _whole_context(self) -> Chain:
         request = Request("/", (".",), owner=None)
         found = await asyncio.to_thread(members, request, self.context, StageTree([]))
-        return await self.workshop.stand_on(Chain(), await self.workshop.layer(found, self.options.epoch))
+        key = key_of("context", await asyncio.to_thread(content_key, found), str(self.options.epoch))
+        async with self.cache.making(key):
+            entry = await self.cache.get(key)
+            layer = entry.layer if entry is not None else None
+            if layer is None:
+                layer = await self.workshop.layer(found, self.options.epoch)
+                self.cache.put(
+                    Entry(
+                        key=key,
+                        description="context of RUN --mount",
+                        created="",
+                        blob=layer.blob,
+                        diff_id=layer.diff_id,
+                    )
+                )
+        return await self.workshop.stand_on(Chain(), layer)
 
     async def _stage(self, stage: Stage, log: StageLog, first: int) -> Built:
         try:
