@@ -303,3 +303,26 @@ def _served(world: World) -> int:
     (pid,) = (p for p in world.host.pids_of("nslookup web") if world.host.processes()[p].startswith("sh -c while"))
     done = subprocess.run(["wc", "-l", f"/proc/{pid}/root" + "/got"], capture_output=True, text=True, check=False)
     return int(done.stdout.split()[0]) if done.stdout else 0
+
+
+def test_an_open_connection_outlives_the_daemons(world: World) -> None:
+    world.docker("run", "-d", "--name", "echo", "-p", "8085:80", "busybox", "nc", "-l", "-p", "80", "-e", "cat")
+    wait_for(lambda: ":80 " in world.sh("echo", "netstat -ltn"), "the server")
+    client = world.host.popen(
+        "socat", "-", f"TCP:{HOST}:8085", stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )
+    assert client.stdin is not None
+    assert client.stdout is not None
+
+    def said(line: bytes) -> bytes:
+        client.stdin.write(line)  # type: ignore[union-attr] # asserted above
+        return client.stdout.readline()  # type: ignore[union-attr] # asserted above
+
+    assert said(b"before\n") == b"before\n"
+    world.engine.kill("engine.main")
+    world.engine.kill("containerd_py.main")
+    assert said(b"while both are dead\n") == b"while both are dead\n"
+    world.engine.start()
+    assert said(b"after\n") == b"after\n"
+    client.stdin.close()
+    client.wait(10)
