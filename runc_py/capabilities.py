@@ -6,10 +6,12 @@ Rule: a set that the spec does not list is empty. Order (capabilities(7)): bound
 
 from __future__ import annotations
 
-from typing import Any
-
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 NAMES = (
     *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),

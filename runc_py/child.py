@@ -6,18 +6,17 @@ Rule: from its first line to ``execve`` a child is a piece of the host inside a 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
 
 from runc_py import capabilities, messages, process, syscalls
 from runc_py.errors import RuntimeFailure
+from runc_py.light import TYPE_CHECKING, Protocol, Socket, suppress
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable
+    from typing import Any
 
 
 class Tuning(Protocol):
@@ -55,7 +54,7 @@ def detach(
 
 def become_root_of_namespace() -> None:
     """User and group 0 of the user namespace this process is in now."""
-    with contextlib.suppress(PermissionError):  # an unprivileged mapping denies setgroups; they stay, unmapped
+    with suppress(PermissionError):  # an unprivileged mapping denies setgroups; they stay, unmapped
         os.setgroups([])
     try:
         os.setresgid(0, 0, 0)
@@ -145,7 +144,7 @@ class SeccompFilter:
 
 
 def install_with_agent(
-    filter_: SeccompFilter, sets: capabilities.CapabilitySets, privileges: int, channel: socket.socket
+    filter_: SeccompFilter, sets: capabilities.CapabilitySets, privileges: int, channel: Socket
 ) -> None:
     """Install a filter that asks an agent, and wait until the parent has given the agent its descriptor.
 

@@ -6,15 +6,16 @@ Rule: one function a command, named after it; what more than one needs is in ``f
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import socket
 import sys
-from typing import TYPE_CHECKING, Any
 
+from runc_py import documents, light
 from runc_py.errors import InvalidSpec, InvalidState, RuntimeFailure
+from runc_py.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from runc_py.main import Context
     from runc_py.notify import Relay
     from runc_py.runtime import Launched, Runtime
@@ -199,9 +200,9 @@ def _hand_over(context: Context, options: argparse.Namespace, launched: Launched
 
 
 def _send_descriptor(path: str, fd: int, name: bytes) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+    with light.open_socket(light.AF_UNIX, light.SOCK_STREAM) as peer:
         peer.connect(path)
-        socket.send_fds(peer, [name], [fd])
+        light.send_fds(peer, name, [fd])
 
 
 def write_pid_file(path: str, pid: int) -> None:
@@ -273,7 +274,7 @@ def _process_of(options: argparse.Namespace, root: str) -> dict[str, Any]:
     if options.process:
         try:
             with open(options.process, "rb") as file:
-                loaded: dict[str, Any] = json.load(file)
+                loaded: dict[str, Any] = documents.loads(file.read())
         except (OSError, ValueError) as error:
             raise InvalidSpec(f"cannot read {options.process}: {error}") from error
         return loaded
@@ -405,7 +406,7 @@ def command_list(context: Context, arguments: list[str]) -> int:
     if options.quiet:
         sys.stdout.write("".join(f"{entry['id']}\n" for entry in containers))
     elif options.format == "json":
-        sys.stdout.write(f"{json.dumps(containers)}\n")
+        sys.stdout.write(f"{documents.dumps(containers)}\n")
     else:
         rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
         rows += [tuple(str(entry[key.lower()]) for key in rows[0]) for entry in containers]  # type: ignore[misc] # six wide
@@ -428,7 +429,7 @@ def command_ps(context: Context, arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     pids = list(context.runtime().pids(options.id))
     if options.format == "json":
-        sys.stdout.write(f"{json.dumps(pids)}\n")
+        sys.stdout.write(f"{documents.dumps(pids)}\n")
         return 0
     import subprocess
 
@@ -492,7 +493,7 @@ def _print_event(kind: str, container_id: str, data: Any) -> None:
     event = {"type": kind, "id": container_id}
     if data is not None:
         event["data"] = data
-    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.write(documents.dumps(event) + "\n")
     sys.stdout.flush()
 
 
@@ -507,8 +508,8 @@ def command_spec(_context: Context, arguments: list[str]) -> int:
     path = os.path.join(options.bundle, "config.json")
     try:
         with open(path, "x", encoding="utf-8") as file:
-            json.dump(default_spec(rootless=options.rootless), file, indent="\t")
-            file.write("\n")
+            text = documents.dumps_indented(default_spec(rootless=options.rootless), "\t")
+            file.write(f"{text}\n")
     except FileExistsError:
         raise InvalidState("file config.json exists. Remove it first") from None
     return 0
@@ -538,4 +539,4 @@ def command_restore(context: Context, arguments: list[str]) -> int:
 
 
 def _print_json(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    sys.stdout.write(documents.dumps_indented(document) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
+import sys
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
@@ -29,7 +29,7 @@ def open_terminal(root: Root, size: tuple[int, int] | None) -> tuple[int, int]:
     if syscalls.filesystem_type(master) != syscalls.DEVPTS_SUPER_MAGIC or not is_device(master, 5, 2):
         os.close(master)
         raise RuntimeFailure("cannot open a terminal: /dev/pts/ptmx of the container is not a pty multiplexer")
-    fcntl.ioctl(master, TIOCSPTLCK, struct.pack("i", 0))
+    fcntl.ioctl(master, TIOCSPTLCK, bytes(4))
     slave = fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     if size is not None:
         resize(master, *size)
@@ -38,7 +38,7 @@ def open_terminal(root: Root, size: tuple[int, int] | None) -> tuple[int, int]:
 
 def resize(fd: int, rows: int, columns: int) -> None:
     """Set the window size of a terminal."""
-    fcntl.ioctl(fd, TIOCSWINSZ, struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0))
+    fcntl.ioctl(fd, TIOCSWINSZ, b"".join([(n & 0xFFFF).to_bytes(2, sys.byteorder) for n in (rows, columns, 0, 0)]))
 
 
 def bind_console(root: Root, slave: int) -> None:

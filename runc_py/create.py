@@ -7,18 +7,17 @@ process; whatever fails, everything made so far is undone here, and after a kill
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import time
-from typing import TYPE_CHECKING, Any
 
-from runc_py import cgroups, child, hooks, init, messages, namespaces, prepare, rootfs, shape, state, syscalls
+from runc_py import cgroups, child, hooks, init, light, messages, namespaces, prepare, rootfs, shape, state, syscalls
 from runc_py import spec as specs
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import TYPE_CHECKING, Socket, signal
 from runc_py.messages import Kind, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from runc_py.child import Tuning
     from runc_py.resctrl import Group
@@ -154,8 +153,8 @@ class Creation:
         self.pid = self.pidfd = -1
         self.group: Group | None = None
         self.console: int | None = None
-        self.channel: socket.socket | None = None
-        self.listener: socket.socket | None = None
+        self.channel: Socket | None = None
+        self.listener: Socket | None = None
 
     def run(self, options: init.CreateOptions) -> Launched:
         """Make it; the result's descriptors belong to the caller."""
@@ -174,7 +173,7 @@ class Creation:
         plan = rootfs.plan_rootfs(self.spec, self.state.bundle, self._cgroup_mounts(), self.userns)
         self.prepared.prepare(plan.setup)
         self.listener = _listen(self.directory)
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.channel, theirs = light.socketpair(light.SOCK_SEQPACKET)
         task = init.InitTask(
             spec=self.spec,
             namespaces=self.namespaces,
@@ -359,9 +358,9 @@ def _end(pid: int) -> None:
         return
 
 
-def _listen(directory: str) -> socket.socket:
+def _listen(directory: str) -> Socket:
     """The socket init waits on. Bound through a descriptor: a path may be longer than sun_path."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    listener = light.open_socket(light.AF_UNIX, light.SOCK_SEQPACKET)
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         listener.bind(f"/proc/self/fd/{fd}/{state.START_SOCKET}")

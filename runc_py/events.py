@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
 from runc_py import cgroups, state
 from runc_py.errors import InvalidSpec, InvalidState
+from runc_py.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
     from runc_py.runtime import Runtime
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}

@@ -7,17 +7,18 @@ file means that the program runs.
 from __future__ import annotations
 
 import os
-import socket
-from typing import TYPE_CHECKING, Any, NoReturn
 
-from runc_py import capabilities, cgroups, child, console, messages, namespaces, process, state, syscalls
+from runc_py import capabilities, cgroups, child, console, light, messages, namespaces, process, state, syscalls
 from runc_py import spec as specs
 from runc_py.create import serve_listener, set_oom_score
 from runc_py.errors import InvalidState, RuntimeFailure
+from runc_py.light import TYPE_CHECKING, Socket
 from runc_py.messages import Kind
 from runc_py.paths import Root
 
 if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
     from runc_py.cgroups import CgroupManager
     from runc_py.runtime import Launched, Runtime, Stdio
     from runc_py.scheduling import Affinity
@@ -95,7 +96,7 @@ class _ExecTask:
     def run(self) -> Launched:
         from runc_py.runtime import Launched
 
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        ours, theirs = light.socketpair(light.SOCK_SEQPACKET)
         with ours:
             try:
                 pid, pidfd = self._through_stage(ours, theirs) if self.userns else self._direct(theirs)
@@ -122,7 +123,7 @@ class _ExecTask:
                 raise
         return Launched(pid, pidfd, terminal)
 
-    def _direct(self, channel: socket.socket) -> tuple[int, int]:
+    def _direct(self, channel: Socket) -> tuple[int, int]:
         pid_namespace = None
         if self.flags & syscalls.CLONE_NEWPID:
             pid_namespace = os.open(f"/proc/{self.container.pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -141,7 +142,7 @@ class _ExecTask:
                     os.close(fd)
         return pid, pidfd
 
-    def _through_stage(self, ours: socket.socket, theirs: socket.socket) -> tuple[int, int]:
+    def _through_stage(self, ours: Socket, theirs: Socket) -> tuple[int, int]:
         """A user namespace must be joined before its pid namespace can be: one more process, gone at once."""
         stage, pidfd = syscalls.clone(0)
         if stage == 0:
@@ -164,7 +165,7 @@ class _ExecTask:
         pid = int(message.text)
         return pid, os.pidfd_open(pid)
 
-    def _run_child(self, channel: socket.socket, *, enter_cgroup: bool) -> NoReturn:
+    def _run_child(self, channel: Socket, *, enter_cgroup: bool) -> NoReturn:
         try:
             child.detach("runc-py:[EXEC]", self.stdio, [channel.fileno(), self.target], self.preserve_fds)
             if self.affinity is not None:
@@ -185,7 +186,7 @@ class _ExecTask:
             messages.send_failure(channel, error)
         os._exit(255)
 
-    def _become(self, channel: socket.socket, usable: int) -> None:
+    def _become(self, channel: Socket, usable: int) -> None:
         if self.process.get("terminal"):
             root = Root(os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             size = console.size_of(self.process, self.console_size)

@@ -6,11 +6,14 @@ Rule: the lists are the tables that the code itself uses, never a copy of them.
 from __future__ import annotations
 
 import shutil
-from typing import Any
 
 from runc_py import capabilities, libseccomp, mount_options, namespaces, scheduling
+from runc_py.light import TYPE_CHECKING
 from runc_py.main import SPEC_VERSION
 from runc_py.seccomp import FLAGS
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def supported_features() -> dict[str, Any]:

@@ -6,15 +6,13 @@ n for a signal). Our terminal's settings are restored whatever happens.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import select
-import signal
-import struct
-from typing import TYPE_CHECKING
+import sys
 
 from runc_py import console
+from runc_py.light import TYPE_CHECKING, signal, suppress
 
 if TYPE_CHECKING:
     from runc_py.notify import Relay
@@ -29,7 +27,7 @@ def forward_signals(process: Launched) -> None:
     """Pass on to ``process`` what this process is sent, and the size of our terminal when it changes."""
 
     def forward(number: int, _frame: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             signal.pidfd_send_signal(process.pidfd, number)
 
     for number in signal.valid_signals() - _NOT_FORWARDED - _FAULTS:
@@ -44,8 +42,9 @@ def copy_size(terminal: int | None) -> None:
     """Give ``terminal`` the size of ours, if we have one."""
     if terminal is None:
         return
-    with contextlib.suppress(OSError):
-        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(0, _TIOCGWINSZ, b"\0" * 8))
+    with suppress(OSError):
+        size = fcntl.ioctl(0, _TIOCGWINSZ, b"\0" * 8)
+        rows, columns = (int.from_bytes(size[at : at + 2], sys.byteorder) for at in (0, 2))
         console.resize(terminal, rows, columns)
 
 
@@ -57,27 +56,32 @@ def wait(process: Launched, notify: Relay | None = None) -> int:
     if notify is not None and process.console is None:
         notify.wait(process.pidfd, process.pid)
     if process.console is not None:
-        with _raw_terminal():
+        with _RawTerminal():
             _relay(process.console, process.pidfd)
     _, status = os.waitpid(process.pid, 0)
     code = os.waitstatus_to_exitcode(status)
     return 128 - code if code < 0 else code
 
 
-@contextlib.contextmanager
-def _raw_terminal():  # type: ignore[no-untyped-def] # Generator would be imported for an annotation alone
-    if not os.isatty(0):
-        yield
-        return
-    import termios
-    import tty
+class _RawTerminal:
+    """Our terminal in raw mode inside a ``with``; nothing happens when there is none."""
 
-    before = termios.tcgetattr(0)
-    tty.setraw(0, termios.TCSADRAIN)  # what was typed already is for the container
-    try:
-        yield
-    finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = None
+        if os.isatty(0):
+            import termios
+            import tty
+
+            self._before = termios.tcgetattr(0)
+            tty.setraw(0, termios.TCSADRAIN)  # what was typed already is for the container
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            import termios
+
+            termios.tcsetattr(0, termios.TCSADRAIN, self._before)
 
 
 def _relay(terminal: int, pidfd: int) -> None:

@@ -6,15 +6,17 @@ so no hook can block the runtime. Source: runtime-spec ``config.md#posix-platfor
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import signal
-from typing import Any
 
+from runc_py import documents
 from runc_py.errors import HookFailure
+from runc_py.light import TYPE_CHECKING, signal
 
-Hook = dict[str, Any]
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+Hook: TypeAlias = "dict[str, Any]"
 
 
 OUTPUT_ANNOTATIONS = ("run.oci.hooks.stdout", "run.oci.hooks.stderr")
@@ -50,7 +52,7 @@ def _run(hook: Hook, state: dict[str, Any], *, redirect: bool = True) -> str:
     given, taken = os.memfd_create("hook-state"), os.memfd_create("hook-output")
     opened = [given, taken]
     try:
-        os.write(given, json.dumps(state).encode())
+        os.write(given, documents.dumps(state).encode())
         os.lseek(given, 0, os.SEEK_SET)
         out, err = _outputs(state, taken, opened) if redirect else (taken, taken)
         actions = [(os.POSIX_SPAWN_DUP2, given, 0), (os.POSIX_SPAWN_DUP2, out, 1), (os.POSIX_SPAWN_DUP2, err, 2)]

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
-import struct
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+import sys
 
-from runc_py import capabilities, child, console, hooks, messages, process, rootfs, syscalls
+from runc_py import capabilities, child, console, hooks, light, messages, process, rootfs, syscalls
 from runc_py.errors import RuntimeFailure
+from runc_py.light import TYPE_CHECKING, NamedTuple, Socket
 from runc_py.messages import Kind
 from runc_py.operations import Operation
 from runc_py.paths import Root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any, NoReturn
 
     from runc_py.cgroups import CgroupManager
     from runc_py.namespaces import Namespaces
     from runc_py.runtime import RootfsMount, Stdio
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_IFREQ_BYTES = 40
 
 
 class CreateOptions(NamedTuple):
@@ -50,8 +51,8 @@ class InitTask(NamedTuple):
     namespaces: Namespaces
     plan: rootfs.RootfsPlan
     rootfs_path: str
-    channel: socket.socket
-    listener: socket.socket
+    channel: Socket
+    listener: Socket
     cgroup: CgroupManager | None
     seccomp: child.SeccompFilter | None
     options: CreateOptions
@@ -129,7 +130,7 @@ def run_stage(task: InitTask, flags: int) -> NoReturn:
     os._exit(0)
 
 
-def _report(channel: socket.socket, error: BaseException) -> None:
+def _report(channel: Socket, error: BaseException) -> None:
     try:
         messages.send_failure(channel, error)
     except OSError:
@@ -215,11 +216,11 @@ def _set_names(task: InitTask) -> None:
 
 
 def _raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        request = bytearray(struct.pack("16sH22x", b"lo", 0))
+    with light.open_socket(light.AF_INET, light.SOCK_DGRAM) as probe:
+        request = bytearray(b"lo".ljust(_IFREQ_BYTES, b"\0"))  # struct ifreq: name, then the flags as a short
         fcntl.ioctl(probe, _SIOCGIFFLAGS, request)
-        (flags,) = struct.unpack_from("H", request, 16)
-        struct.pack_into("H", request, 16, flags | _IFF_UP)
+        flags = int.from_bytes(request[16:18], sys.byteorder) | _IFF_UP
+        request[16:18] = flags.to_bytes(2, sys.byteorder)
         fcntl.ioctl(probe, _SIOCSIFFLAGS, request)
 
 

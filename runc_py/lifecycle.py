@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import socket
-from typing import TYPE_CHECKING, Any
 
-from runc_py import cgroups, create, errors, hooks, messages, state
+from runc_py import cgroups, create, errors, hooks, light, messages, state
 from runc_py import spec as specs
 from runc_py.errors import ContainerNotFound, InvalidState, ProcessFailure, RuntimeFailure
+from runc_py.light import TYPE_CHECKING, signal
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from runc_py.runtime import Runtime
 
 KILL_SECONDS = 10.0
@@ -48,7 +48,7 @@ def _release(container: state.ContainerState) -> str:
     path = f"{container.directory}/{state.START_SOCKET}"
     directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as connection:
+        with light.open_socket(light.AF_UNIX, light.SOCK_SEQPACKET) as connection:
             connection.connect(f"/proc/self/fd/{directory}/{state.START_SOCKET}")
             os.unlink(path)
             connection.send(b"s")

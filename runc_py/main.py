@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from runc_py.errors import RuntimeFailure
+from runc_py.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
     from runc_py.runtime import Runtime
 
 VERSION = "0.1.0"
@@ -87,13 +89,14 @@ class Context:
             sys.stderr.write(line)
 
     def _line(self, level: str, text: str) -> str:
-        import json
         import time
+
+        from runc_py import documents
 
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self.json_log:
-            return json.dumps({"level": level, "msg": text, "time": moment}) + "\n"
-        return f'time="{moment}" level={level} msg={json.dumps(text)}\n'
+            return documents.dumps({"level": level, "msg": text, "time": moment}) + "\n"
+        return f'time="{moment}" level={level} msg={documents.dumps(text)}\n'
 
 
 def program_name() -> str:

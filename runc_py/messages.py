@@ -17,10 +17,9 @@ other side died.
 from __future__ import annotations
 
 import os
-import socket
-from typing import NamedTuple
 
-from runc_py import errors
+from runc_py import errors, light
+from runc_py.light import NamedTuple, Socket
 
 MAX_TEXT = 8192
 
@@ -48,26 +47,26 @@ class Message(NamedTuple):
     fd: int = -1
 
 
-def send(channel: socket.socket, kind: bytes, text: str = "", fd: int = -1) -> None:
+def send(channel: Socket, kind: bytes, text: str = "", fd: int = -1) -> None:
     """Send one message."""
     payload = kind + text.encode("utf-8", "surrogateescape")[:MAX_TEXT]
     if fd >= 0:
-        socket.send_fds(channel, [payload], [fd])
+        light.send_fds(channel, payload, [fd])
     else:
         channel.send(payload)
 
 
-def receive(channel: socket.socket) -> Message:
+def receive(channel: Socket) -> Message:
     """The next message; ``Kind.CLOSED`` when the peer is gone."""
     try:
-        data, descriptors, _, _ = socket.recv_fds(channel, MAX_TEXT + 64, 1)
+        data, descriptors = light.recv_fds(channel, MAX_TEXT + 64, 1)
     except ConnectionResetError:
         return Message(Kind.CLOSED)
     text = data[1:].decode("utf-8", "surrogateescape")
     return Message(data[:1], text, descriptors[0] if descriptors else -1)
 
 
-def send_failure(channel: socket.socket, error: BaseException) -> None:
+def send_failure(channel: Socket, error: BaseException) -> None:
     """Report ``error`` from a child: its kind by name and its text, no traceback (that would read files)."""
     name = type(error).__name__
     if name not in errors.BY_NAME:

@@ -6,9 +6,8 @@ Rule: every option that is not in these tables is the filesystem's own (``size=6
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from runc_py import syscalls
+from runc_py.light import NamedTuple
 
 _RDONLY = syscalls.MOUNT_ATTR_RDONLY
 _ATTRIBUTES: dict[str, tuple[int, int]] = {

@@ -8,10 +8,13 @@ unshared by the child itself, the first after it is in its cgroup, the second so
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 FLAGS = {
     "user": syscalls.CLONE_NEWUSER,

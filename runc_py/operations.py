@@ -9,13 +9,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
+from runc_py.light import TYPE_CHECKING, NamedTuple, Protocol
 from runc_py.mount_options import MountOptions, parse_options
 from runc_py.paths import Root, is_device, is_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 _ALLOWED_IN_PROC = frozenset(
     {

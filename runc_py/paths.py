@@ -7,13 +7,13 @@ by component, relative to a directory that was resolved that way.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
+from runc_py.light import suppress
 
 IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 MAX_LINKS = 40
@@ -119,7 +119,7 @@ def _link_target(directory: int, name: str) -> str | None:
 
 
 def _make_one(directory: int, name: str, mode: int) -> int:
-    with contextlib.suppress(FileExistsError):  # somebody else's: the open below refuses anything but a directory
+    with suppress(FileExistsError):  # somebody else's: the open below refuses anything but a directory
         os.mkdir(name, mode, dir_fd=directory)
     resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
     return syscalls.openat2(directory, name, os.O_PATH | os.O_DIRECTORY, resolve)

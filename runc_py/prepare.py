@@ -7,19 +7,19 @@ mount_setattr(2) "ID-mapped mounts", user_namespaces(7).
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import signal
 import stat
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import TYPE_CHECKING, signal, suppress
 from runc_py.operations import BindMount, MakeDevice, Operation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from runc_py.namespaces import Namespaces
 
 DEVICES_DIRECTORY = "devices"
@@ -99,7 +99,7 @@ class Prepared:
         """A mount of the host's node where that will do, else of one with the owner and mode that the spec asks for."""
         source = operation.path
         if not _usual_node(operation):
-            with contextlib.suppress(PermissionError):
+            with suppress(PermissionError):
                 source = self._make_node(operation, index)
         try:
             mount = self._keep(syscalls.open_tree(syscalls.AT_FDCWD, source, syscalls.OPEN_TREE_CLONE))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
 import stat
-from typing import Any
 
 from runc_py import capabilities, syscalls
 from runc_py.errors import ProcessFailure, RuntimeFailure
+from runc_py.light import TYPE_CHECKING, signal
 from runc_py.paths import read_regular
+
+if TYPE_CHECKING:
+    from typing import Any
 
 RLIMITS = {
     f"RLIMIT_{name}": number

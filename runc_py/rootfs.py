@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import posixpath
-from typing import TYPE_CHECKING, Any
 
 from runc_py import operations, syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import TYPE_CHECKING
 from runc_py.mount_options import classic_flags, parse_options
 from runc_py.paths import Root
 from runc_py.spec import Spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from runc_py.cgroups import ContainerMounts
     from runc_py.runtime import RootfsMount

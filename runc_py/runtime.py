@@ -6,8 +6,11 @@ may go on where another one was killed. Processes of containers are direct child
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from runc_py.light import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 
 class Stdio(NamedTuple):

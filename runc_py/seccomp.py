@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import json
 import os
 import platform
-from collections.abc import Mapping
-from typing import Any
 
+from runc_py import documents, light
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 FORMAT = 1
 """Part of every cache key: raise it when the same profile compiles to another program."""
@@ -76,7 +79,7 @@ def compile_filter(profile: Mapping[str, Any], cache_dir: str | None = None) -> 
 
 def digest(profile: Mapping[str, Any]) -> str:
     """The cache key: profile, machine and format, in hex."""
-    text = json.dumps([FORMAT, platform.machine(), profile], sort_keys=True, separators=(",", ":"))
+    text = documents.dumps([FORMAT, platform.machine(), profile], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -144,8 +147,6 @@ def listener_of(profile: Mapping[str, Any]) -> str:
 
 def hand_to_agent(path: str, listener: int, metadata: str, pid: int, state: Mapping[str, Any]) -> None:
     """Give the agent at ``path`` the notification descriptor, as runtime-spec's "container process state" has it."""
-    import socket
-
     message = {
         "ociVersion": "0.2.0",  # of the container process state, not of the spec
         "fds": ["seccompFd"],
@@ -154,9 +155,9 @@ def hand_to_agent(path: str, listener: int, metadata: str, pid: int, state: Mapp
         "state": dict(state),
     }
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as agent:
+        with light.open_socket(light.AF_UNIX, light.SOCK_STREAM) as agent:
             agent.connect(path)
-            socket.send_fds(agent, [json.dumps(message).encode()], [listener])
+            light.send_fds(agent, documents.dumps(message).encode(), [listener])
     except OSError as error:
         raise RuntimeFailure(f"linux.seccomp.listenerPath: no agent answers on {path}: {error.strerror}") from error
 

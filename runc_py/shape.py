@@ -7,11 +7,13 @@ runtime spec's ``schema/*.json``.
 
 from __future__ import annotations
 
-from typing import Any
-
 from runc_py.errors import InvalidSpec
+from runc_py.light import TYPE_CHECKING
 
-Shape = Any
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+Shape: TypeAlias = "Any"
 """A type (``str``, ``bool``, ``float``), a ``range`` of integers, ``[shape]``, ``{member: shape}``, ``{"*": shape}``.
 
 ``"!"`` in an object lists its members that must be there.

@@ -6,14 +6,16 @@ read the checked dictionary. Unknown members are ignored, as the runtime spec as
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
-from runc_py import shape
+from runc_py import documents, shape
 from runc_py.errors import InvalidSpec
+from runc_py.light import TYPE_CHECKING
 
-Spec = dict[str, Any]
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+Spec: TypeAlias = "dict[str, Any]"
 
 NAMESPACE_TYPES = ("user", "pid", "mount", "network", "ipc", "uts", "cgroup", "time")
 MAX_ID = 0xFFFFFFFE
@@ -34,7 +36,7 @@ def read_spec(bundle: str, name: str = "config.json") -> Spec:
     path = os.path.join(bundle, name)
     try:
         with open(path, "rb") as file:
-            document = json.load(file)
+            document = documents.loads(file.read())
     except FileNotFoundError:
         raise InvalidSpec(f"JSON specification file {name} not found in {bundle}") from None
     except (OSError, ValueError) as error:

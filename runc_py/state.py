@@ -10,12 +10,15 @@ socket on which init waits for ``start``.
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Any
 
+from runc_py import documents
 from runc_py import spec as specs
 from runc_py.errors import ContainerExists, ContainerNotFound, InvalidState, RuntimeFailure
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 STATE_FILE = "state.json"
 START_SOCKET = "init.sock"
@@ -70,7 +73,7 @@ class ContainerState:
             "seccomp": self.seccomp,
             "spec": self.spec,
         }
-        write_atomically(self.directory, STATE_FILE, json.dumps(record).encode())
+        write_atomically(self.directory, STATE_FILE, documents.dumps(record).encode())
 
     @property
     def process(self) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def load(root: str, container_id: str) -> ContainerState:
     directory = os.path.join(os.path.abspath(root), specs.container_id(container_id))
     try:
         with open(f"{directory}/{STATE_FILE}", "rb") as file:
-            record = json.load(file)
+            record = documents.loads(file.read())
         state = ContainerState(directory, record)
     except (FileNotFoundError, NotADirectoryError):
         raise ContainerNotFound(container_id) from None

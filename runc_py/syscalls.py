@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
+
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 CLONE_NEWTIME = 0x00000080
 CLONE_PIDFD = 0x00001000

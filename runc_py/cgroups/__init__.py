@@ -8,9 +8,11 @@ Rule: a hybrid host (v1 controllers plus a v2 tree beside them) is a v1 host, as
 
 from __future__ import annotations
 
-from typing import Any
-
 from runc_py.cgroups.base import CgroupError, CgroupManager, CgroupMount, ContainerMounts
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["CgroupError", "CgroupManager", "CgroupMount", "ContainerMounts", "load", "manager_for"]
 

@@ -13,9 +13,12 @@ import errno
 import os
 import time
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
 
 from runc_py.errors import RuntimeFailure
+from runc_py.light import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 ATTACH_ATTEMPTS = 5
 """A task that is just being forked is refused with EINVAL for an instant (it is TASK_NEW): runc tries five times."""

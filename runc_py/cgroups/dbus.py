@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Any, NamedTuple
 
 from runc_py.errors import RuntimeFailure
+from runc_py.light import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 CALL, RETURN, ERROR, SIGNAL = 1, 2, 3, 4
 PATH, INTERFACE, MEMBER, ERROR_NAME, REPLY_SERIAL, DESTINATION, SENDER, SIGNATURE = range(1, 9)

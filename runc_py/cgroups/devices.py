@@ -7,10 +7,12 @@ devices, so that v1 is written without a moment of too much access and v2 become
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
-
 from runc_py.cgroups.base import CgroupError
+from runc_py.light import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
 WILDCARD = -1
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from runc_py.cgroups.base import CgroupError, CgroupManager, ContainerMounts
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class DisabledManager(CgroupManager):

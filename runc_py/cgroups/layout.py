@@ -7,10 +7,12 @@ names of directories. Sources: proc_pid_mountinfo(5), cgroups(7), runc's treatme
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
 
 from runc_py.cgroups.base import CgroupError
+from runc_py.light import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MOUNT_POINT = "/sys/fs/cgroup"
 

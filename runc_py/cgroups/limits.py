@@ -5,12 +5,14 @@ Rule: 0 and absent mean "leave it alone", −1 means "no limit", as in runc.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from runc_py.cgroups.base import CgroupError
+from runc_py.light import TYPE_CHECKING
 
-Section = Mapping[str, Any]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, TypeAlias
+
+Section: TypeAlias = "Mapping[str, Any]"
 
 MIN_SHARES, MAX_SHARES = 2, 262144
 
@@ -20,7 +22,7 @@ def section(resources: Mapping[str, Any], name: str) -> Section:
     value = resources.get(name)
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise CgroupError(f"linux.resources.{name} must be an object")
     return value
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 from runc_py.cgroups import layout
 from runc_py.cgroups.base import CgroupError, CgroupManager, ContainerMounts
 from runc_py.cgroups.dbus import BusError, Connection, Variant
 from runc_py.cgroups.limits import memory_and_swap, number, section, shares_of
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 SERVICE, PATH, MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
 UNLIMITED = 0xFFFFFFFFFFFFFFFF

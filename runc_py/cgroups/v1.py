@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from runc_py.cgroups import layout
 from runc_py.cgroups.base import (
@@ -31,6 +28,11 @@ from runc_py.cgroups.base import (
 )
 from runc_py.cgroups.v1_limits import LIMITS, set_devices
 from runc_py.cgroups.v1_stats import gather
+from runc_py.light import TYPE_CHECKING, signal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 FREEZE_SECONDS = 5.0
 KILL_ROUNDS = 10

@@ -6,10 +6,13 @@ Rule: a controller that is not mounted, and a file this kernel does not have, le
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from runc_py.cgroups.base import read
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 UNLIMITED = 0xFFFFFFFFFFFFFFFF
 """What the JSON shows for "no limit" where the file has a word instead of a number."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import time
-from typing import Any
 
 from runc_py.cgroups import layout
 from runc_py.cgroups.base import (
@@ -30,6 +28,10 @@ from runc_py.cgroups.base import (
 )
 from runc_py.cgroups.v2_limits import apply_limits
 from runc_py.cgroups.v2_stats import gather
+from runc_py.light import TYPE_CHECKING, signal
+
+if TYPE_CHECKING:
+    from typing import Any
 
 FREEZE_SECONDS = 5.0
 WANTED = ("cpuset", "cpu", "io", "memory", "hugetlb", "pids", "rdma", "misc")

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
 
 from runc_py.cgroups.base import CgroupError, in_user_namespace, read, write
 from runc_py.cgroups.devices import play
 from runc_py.cgroups.limits import Section, device_number, memory_and_swap, number, section, shares_of
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 
 def apply_limits(directory: str, resources: Mapping[str, Any]) -> None:

@@ -5,9 +5,11 @@ Rule: what v2 does not count (kernel TCP memory, swap's high-water mark on old k
 
 from __future__ import annotations
 
-from typing import Any
-
 from runc_py.cgroups.v1_stats import integer, table, text
+from runc_py.light import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 OPERATIONS = {
     "rbytes": "Read",
