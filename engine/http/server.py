@@ -32,6 +32,9 @@ READ_SIZE = 1 << 16
 MAX_HEAD = 1 << 17
 """Bytes of request line and headers; X-Registry-Config can be long."""
 
+DRAIN_BYTES = 256 << 10
+"""How much of a body nobody wanted is read to keep a connection, as much as Go's server reads."""
+
 LINGER_SECONDS, LINGER_BYTES = 5.0, 256 << 20
 """How long, and how much of a request's body nobody wants any more, is read after the answer."""
 
@@ -164,10 +167,15 @@ class Connection:
 
         async def watch() -> None:
             while not self._eof:
-                data = await self._reader.read(READ_SIZE)
+                reset = False
+                try:
+                    data = await self._reader.read(READ_SIZE)
+                except ConnectionError:
+                    data, reset = b"", True
                 if not data:
                     self._eof = True
-                    await self._hung_up()
+                    if not reset:
+                        await self._hung_up()
                     handler_task.cancel("client disconnected")
                     return
                 self._http.receive_data(data)
@@ -193,9 +201,10 @@ class Connection:
                 await self._drop(watcher)
                 await self._hijack(event, answer)
                 return False
+            waits = self._http.they_are_waiting_for_100_continue
             await self._respond(event, answer)
             if self._http.their_state is h11.SEND_BODY:
-                await self._linger()
+                await self._finish_body(waits)
         except asyncio.CancelledError:
             if self._eof and handler_task.cancelling() == 1:
                 handler_task.uncancel()
@@ -204,6 +213,19 @@ class Connection:
         finally:
             await self._drop(watcher)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE and not self._eof
+
+    async def _finish_body(self, waits: bool) -> None:
+        """Read the rest of a small body that no handler wanted: then the connection can carry another request."""
+        left = 0 if waits else DRAIN_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while left > 0 and self._http.their_state is h11.SEND_BODY:
+                    event = await self._event()
+                    left -= len(event.data) if isinstance(event, h11.Data) else 0
+                    if isinstance(event, h11.ConnectionClosed):
+                        return
+        if self._http.their_state is h11.SEND_BODY:
+            await self._linger()
 
     async def _linger(self) -> None:
         """Let a client that still sends read its answer first: closing now would reset the connection under it."""

@@ -187,3 +187,14 @@ def test_a_client_that_is_gone_cancels_its_handler(tmp_path: Path) -> None:
             await asyncio.wait_for(handlers.cancelled.wait(), 5)
 
     asyncio.run(go())
+
+
+def test_a_body_nobody_reads_does_not_cost_the_connection(tmp_path: Path) -> None:
+    """dockerode sends its options as a body as well, and keeps its connections."""
+    unread = b"GET /slow HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n"
+    post = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\none"
+
+    async def late(reader: asyncio.StreamReader) -> None:
+        assert (await answer(reader))[2] == b'"late"'
+
+    run(tmp_path, unread, late, b'{"t":0}', post, expects("one"))
