@@ -5,13 +5,13 @@ Rule: one function a command, named after it; what more than one needs is in ``f
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 
 from runc_py import documents, light
 from runc_py.errors import InvalidSpec, InvalidState, RuntimeFailure
 from runc_py.light import TYPE_CHECKING
+from runc_py.options import REMAINDER, Options, Parser
 
 if TYPE_CHECKING:
     from typing import Any
@@ -21,41 +21,22 @@ if TYPE_CHECKING:
     from runc_py.runtime import Launched, Runtime
 
 
-def _columns() -> int:
-    text = os.environ.get("COLUMNS", "")
-    return max(40, int(text)) if _is_number(text) else 80
-
-
-class _Help(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        # argparse makes a formatter for each option it is told of, and without a width imports shutil for it.
-        super().__init__(prog, width=_columns() - 2)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        super().add_usage(usage, actions, groups, "Usage: ")
-
-
-def command_parser(name: str, description: str, usage: str = "CONTAINER") -> argparse.ArgumentParser:
+def command_parser(name: str, description: str, usage: str = "CONTAINER") -> Parser:
     """A command's parser; the usage line names the program as it was called."""
     from runc_py.main import program_name
 
-    return argparse.ArgumentParser(
-        prog=f"{program_name()} {name}",
-        usage=f"{program_name()} [OPTION...] {name} {usage}".rstrip(),
-        description=description,
-        allow_abbrev=False,
-        formatter_class=_Help,
-    )
+    program = program_name()
+    return Parser(f"{program} {name}", f"{program} [OPTION...] {name} {usage}".rstrip(), description)
 
 
-def _add_process_options(parser: argparse.ArgumentParser) -> None:
+def _add_process_options(parser: Parser) -> None:
     parser.add_argument("--console-socket", default="", help="AF_UNIX socket that receives the terminal's master")
     parser.add_argument("--pidfd-socket", default="", help="AF_UNIX socket that receives the process's pidfd")
     parser.add_argument("--pid-file", default="", help="file to write the process id to")
     parser.add_argument("--preserve-fds", type=int, default=0, metavar="N", help="pass N descriptors from 3 on")
 
 
-def _add_create_options(parser: argparse.ArgumentParser) -> None:
+def _add_create_options(parser: Parser) -> None:
     parser.add_argument("-b", "--bundle", default=".", help="bundle directory (default: the current one)")
     parser.add_argument("-f", "--config", default="", help="config file other than the bundle's config.json")
     parser.add_argument("--no-pivot", action="store_true", help="move the root mount instead of pivot_root")
@@ -107,7 +88,7 @@ def command_run(context: Context, arguments: list[str]) -> int:
     return status
 
 
-def _spec_of(options: argparse.Namespace, *, detach: bool) -> tuple[dict[str, Any], bool]:
+def _spec_of(options: Options, *, detach: bool) -> tuple[dict[str, Any], bool]:
     """The checked spec, and whether it wants a terminal."""
     from runc_py import spec as specs
 
@@ -122,7 +103,7 @@ def _spec_of(options: argparse.Namespace, *, detach: bool) -> tuple[dict[str, An
     return spec, terminal
 
 
-def _pass_listening_sockets(options: argparse.Namespace, process: dict[str, Any]) -> None:
+def _pass_listening_sockets(options: Options, process: dict[str, Any]) -> None:
     """Socket activation (sd_listen_fds(3)): the sockets this command was given are the container's, whose pid is 1."""
     count = os.environ.get("LISTEN_FDS", "")
     if _is_number(count) and int(count) > 0:
@@ -131,7 +112,7 @@ def _pass_listening_sockets(options: argparse.Namespace, process: dict[str, Any]
         process["env"] = [*(process.get("env") or []), f"LISTEN_FDS={count}", "LISTEN_PID=1", *names]
 
 
-def _create(context: Context, options: argparse.Namespace, spec: dict[str, Any]) -> Launched:
+def _create(context: Context, options: Options, spec: dict[str, Any]) -> Launched:
     if context.debug:
         _log_plan(context, spec, options.bundle)
     return context.runtime().create(
@@ -182,7 +163,7 @@ def _check_console(process: dict[str, Any], console_socket: str, *, detach: bool
     return terminal
 
 
-def _hand_over(context: Context, options: argparse.Namespace, launched: Launched, *, terminal: bool) -> None:
+def _hand_over(context: Context, options: Options, launched: Launched, *, terminal: bool) -> None:
     """Give pid, pidfd and terminal to those who asked for them; end the process when that fails."""
     try:
         if terminal and options.console_socket and launched.console is not None:
@@ -248,7 +229,7 @@ def command_exec(context: Context, arguments: list[str]) -> int:
     parser.add_argument("--ignore-paused", action="store_true")
     _add_process_options(parser)
     parser.add_argument("id", metavar="CONTAINER")
-    parser.add_argument("args", nargs=argparse.REMAINDER, metavar="COMMAND")
+    parser.add_argument("args", nargs=REMAINDER, metavar="COMMAND")
     options = parser.parse_args(arguments)
     runtime = context.runtime()
     process = _process_of(options, runtime.root)
@@ -269,7 +250,7 @@ def command_exec(context: Context, arguments: list[str]) -> int:
     return foreground.wait(launched)
 
 
-def _process_of(options: argparse.Namespace, root: str) -> dict[str, Any]:
+def _process_of(options: Options, root: str) -> dict[str, Any]:
     """The process object: a file's, or the container's own with what the options change."""
     if options.process:
         try:
@@ -306,7 +287,7 @@ def _process_of(options: argparse.Namespace, root: str) -> dict[str, Any]:
     return process
 
 
-def _user_of(options: argparse.Namespace, own: dict[str, Any]) -> dict[str, Any]:
+def _user_of(options: Options, own: dict[str, Any]) -> dict[str, Any]:
     user = dict(own)
     if options.user:
         uid, separator, gid = options.user.partition(":")
@@ -425,7 +406,7 @@ def command_ps(context: Context, arguments: list[str]) -> int:
     parser = command_parser("ps", "list the processes of a container", "CONTAINER [ps option...]")
     parser.add_argument("-f", "--format", choices=("table", "json"), default="table")
     parser.add_argument("id", metavar="CONTAINER")
-    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="ps option")
+    parser.add_argument("options", nargs=REMAINDER, metavar="ps option")
     options = parser.parse_args(arguments)
     pids = list(context.runtime().pids(options.id))
     if options.format == "json":

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from runc_py.commands import command_parser, write_pid_file
 
 if TYPE_CHECKING:
-    import argparse
-
     from runc_py.checkpoint import CriuOptions
     from runc_py.main import Context
+    from runc_py.options import Options, Parser
 
 
-def _criu_parser(name: str, description: str) -> argparse.ArgumentParser:
+def _criu_parser(name: str, description: str) -> Parser:
     from runc_py.checkpoint import CGROUP_MODES, PASSED_ON
 
     parser = command_parser(name, description)
@@ -28,7 +27,7 @@ def _criu_parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _criu_options(context: Context, options: argparse.Namespace, extra: list[str]) -> CriuOptions:
+def _criu_options(context: Context, options: Options, extra: list[str]) -> CriuOptions:
     from runc_py.checkpoint import PASSED_ON, CriuOptions, find_criu
 
     flags = [flag for flag in PASSED_ON if getattr(options, flag[2:].replace("-", "_"))]

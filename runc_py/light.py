@@ -62,7 +62,10 @@ else:
             fields, defaults = cls._fields, cls._field_defaults
             if named or len(values) < len(fields):
                 rest = fields[len(values) :]
-                values += tuple([named.pop(name) if name in named else defaults[name] for name in rest])
+                try:
+                    values += tuple([named.pop(name) if name in named else defaults[name] for name in rest])
+                except KeyError as error:
+                    raise TypeError(f"{cls.__name__}: {error} is missing") from None
             if named or len(values) != len(fields):
                 raise TypeError(f"{cls.__name__}: wrong fields {[*named] or len(values)}")
             return tuple.__new__(cls, values)

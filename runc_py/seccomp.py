@@ -7,15 +7,20 @@ so that the usual container start touches neither libseccomp nor its names. Sour
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import os
-import platform
 
 from runc_py import documents, light
+from runc_py import foreign as ctypes
 from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.light import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from hashlib import sha256
+else:
+    try:  # hashlib itself would load OpenSSL
+        from _sha2 import sha256
+    except ImportError:
+        from _sha256 import sha256
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -79,8 +84,8 @@ def compile_filter(profile: Mapping[str, Any], cache_dir: str | None = None) -> 
 
 def digest(profile: Mapping[str, Any]) -> str:
     """The cache key: profile, machine and format, in hex."""
-    text = documents.dumps([FORMAT, platform.machine(), profile], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    text = documents.dumps([FORMAT, os.uname().machine, profile], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
 
 
 def _load(path: str) -> bytes | None:
@@ -96,7 +101,7 @@ def _load(path: str) -> bytes | None:
         os.close(fd)
     program = content[32:]
     ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
-    return program if ours and program and hashlib.sha256(program).digest() == content[:32] else None
+    return program if ours and program and sha256(program).digest() == content[:32] else None
 
 
 def _store(path: str, program: bytes) -> None:
@@ -105,7 +110,7 @@ def _store(path: str, program: bytes) -> None:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            os.write(fd, hashlib.sha256(program).digest() + program)
+            os.write(fd, sha256(program).digest() + program)
         finally:
             os.close(fd)
         os.rename(temporary, path)
@@ -186,4 +191,4 @@ def install(program: bytes, flags: int = 0, *, listener: bool = False) -> int | 
     raise RuntimeFailure(f"seccomp: cannot install a filter of {len(program) // 8} instructions: {os.strerror(code)}")
 
 
-_machine = platform.machine()
+_machine = os.uname().machine

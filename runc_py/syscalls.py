@@ -1,15 +1,17 @@
 """Every system call that Python's ``os`` module does not offer, declared once.
 
-Rule: ``ctypes`` is imported here and nowhere else in the runtime (cgroups' and seccomp's own calls apart). Each wrapper
-raises ``OSError`` with the errno and the path or name it was about. ``PyDLL`` keeps the GIL in calls: the runtime is
-single-threaded, and a raw ``clone3`` must return in the child with the interpreter in a consistent state.
+Rule: ``ctypes``, in its light form, is used here and nowhere else in the runtime (cgroups' and seccomp's own calls
+apart). Each wrapper raises ``OSError`` with the errno and the path or name it was about. ``PyDLL`` keeps the GIL in
+calls: the runtime is single-threaded, and a raw ``clone3`` must return in the child with the interpreter in a
+consistent state.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
+import sys
 
+from runc_py import foreign as ctypes
 from runc_py.light import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ PR_CAP_AMBIENT_CLEAR_ALL = 4
 CLOSE_RANGE_CLOEXEC = 4
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
+_PR_SET_MM, _PR_SET_MM_MAP = 35, 14
 _O_CLOEXEC = os.O_CLOEXEC
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -142,6 +145,12 @@ _pidfd_getfd = _function("syscall", _long, _int, _int, _uint, restype=_long)
 _sched_setattr = _function("syscall", _long, _int, _pointer, _uint, restype=_long)
 _ioprio_set = _function("syscall", _long, _int, _int, _int, restype=_long)
 _set_mempolicy = _function("syscall", _long, _int, _pointer, _ulong, restype=_long)
+_mmap = _function("mmap", _pointer, _size, _int, _int, _int, _long, restype=_long)
+_mprotect = _function("mprotect", _pointer, _size, _int)
+_mremap = _function("mremap", _pointer, _size, _size, _int, _pointer, restype=_long)
+_memmove = _function("memmove", _pointer, _pointer, _size, restype=_pointer)
+_sbrk = _function("sbrk", _long, restype=_long)
+_prctl_map = _function("prctl", _int, _ulong, _pointer, _ulong, _ulong)
 
 
 class _CloneArgs(ctypes.Structure):
@@ -375,6 +384,32 @@ def set_mempolicy(mode: int, nodes: int) -> None:
     # The kernel takes one bit less than it is told (get_nodes in mm/mempolicy.c).
     if _set_mempolicy(_number(_SET_MEMPOLICY, "set_mempolicy"), mode, mask, words * 64 + 1 if nodes else 0) < 0:
         raise _failed("set_mempolicy")
+
+
+def make_anonymous(start: int, length: int, protection: int) -> None:
+    """Replace a mapping of this process by anonymous memory that holds the same; nobody may write to it meanwhile."""
+    copy = _mmap(None, length, 3, 0x22, -1, 0)  # PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS
+    if copy == -1:
+        raise _failed("mmap")
+    _memmove(copy, start, length)
+    if _mprotect(copy, length, protection) < 0:
+        raise _failed("mprotect")
+    if _mremap(copy, length, length, 3, start) == -1:  # MREMAP_MAYMOVE | MREMAP_FIXED: in one step
+        raise _failed("mremap")
+
+
+def set_executable(fd: int, fields: list[int]) -> None:
+    """Make the file ``fd`` this process's ``/proc/self/exe``; ``fields`` is its ``stat`` (PR_SET_MM_MAP, prctl(2)).
+
+    The kernel refuses while anything of the old file is mapped. Needs CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE.
+    """
+    start_code, end_code, stack = fields[25:28]
+    start_data, end_data, heap, *strings = fields[44:51]
+    data = (ctypes.c_uint64 * 13)(start_code, end_code, start_data, end_data, heap, 0, stack, *strings)
+    data[12] = fd << 32 if sys.byteorder == "little" else fd  # beside the length of an auxiliary vector: none
+    data[5] = _sbrk(0)
+    if _prctl_map(_PR_SET_MM, _PR_SET_MM_MAP, data, ctypes.sizeof(data), 0) < 0:
+        raise _failed("/proc/self/exe")
 
 
 def pidfd_getfd(pidfd: int, number: int) -> int:
