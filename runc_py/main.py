@@ -6,6 +6,7 @@ Rule: only the parser of the command that was asked for is built. Errors go to s
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -134,8 +135,15 @@ def split_command_line(arguments: list[str]) -> tuple[dict[str, str], str, list[
 
 
 def main() -> NoReturn:
-    """Entry point of the console script."""
-    sys.exit(run(sys.argv[1:]))
+    """Entry point of the command. It ends without taking the interpreter apart, which takes longer than a container."""
+    gc.set_threshold(100_000)
+    status = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        status = status or 1  # whoever reads the output is gone
+    os._exit(status)
 
 
 def run(arguments: list[str]) -> int:
