@@ -1,69 +1,110 @@
-"""``run /bin/true`` by runc-py, runc and crun, interleaved: medians of the wall time, and their ratios to runc's.
+"""``run`` of ``/bin/true`` by runc-py, runc and crun: as commands, and ours also as the zygote's shims do.
 
     python -m tests.bench.bench_runtime [ROUNDS]
 
-Also ``warm``: the same container made, started and deleted by the Python interface in a child forked from this process,
-which is what the zygote's shims do. Run it as root on a quiet machine: a busy one measures its other work.
+Run it as root on a quiet machine: a busy one measures its other work. Exits 1 when a goal is missed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 from runc_py import syscalls
-from runc_py.runtime import Runtime
 from runc_py.template import default_spec
+from tests.bench.measure import Row, figures, interleaved
+from tests.bench.results import OURS, Result, emit, missed
 
-OURS = str(Path(sys.executable).with_name("runc-py"))
+RUNC_PY = str(Path(sys.executable).with_name("runc-py"))
+WARM = f"{OURS} (warm)"
+PEERS = ("runc", "crun")
+STEPS = ("create", "start", "state", "kill", "delete")
 
 
-def make_bundle(directory: Path) -> None:
+def make_bundle(directory: Path, *arguments: str) -> None:
     """A bundle whose rootfs is one static program."""
     for name in ("bin", "proc", "sys", "dev"):
         (directory / "rootfs" / name).mkdir(parents=True)
     busybox = shutil.which("busybox")
     assert busybox, "busybox is missing: apt-get install busybox-static"
-    shutil.copy(busybox, directory / "rootfs/bin/true")
+    for name in ("true", "sleep"):
+        shutil.copy(busybox, directory / "rootfs/bin" / name)
     spec = default_spec()
     spec["ociVersion"] = "1.0.2"
-    spec["process"].update(terminal=False, rlimits=[], args=["/bin/true"])
+    spec["process"].update(terminal=False, rlimits=[], args=[*arguments] or ["/bin/true"])
     (directory / "config.json").write_text(json.dumps(spec))
 
 
-def cold(program: str, directory: Path) -> Callable[[str], None]:
+def command(program: str, directory: Path) -> list[str]:
+    """A runtime with a state directory of its own."""
+    return [program, "--root", str(directory / f"state-{Path(program).name}")]
+
+
+def cold(program: str, directory: Path) -> Callable[[], None]:
     """One run of a runtime as a command."""
-    command = [program, "--root", str(directory / f"state-{Path(program).name}"), "run", "--bundle", str(directory)]
+    ids = count()
+    line = [*command(program, directory), "run", "--bundle", str(directory / "true")]
 
-    def run(name: str) -> None:
-        subprocess.run([*command, name], check=True, stdin=subprocess.DEVNULL)
-
-    return run
-
-
-def warm(directory: Path) -> Callable[[str], None]:
-    """One run in a forked child of this process."""
-    runtime = Runtime(str(directory / "state-warm"))
-
-    def run(name: str) -> None:
-        pid = os.fork()
-        if pid == 0:
-            launched = runtime.create(name, str(directory))
-            runtime.start(name)
-            _, status = os.waitpid(launched.pid, 0)
-            runtime.delete(name, force=True)
-            os._exit(os.waitstatus_to_exitcode(status))
-        assert os.waitpid(pid, 0)[1] == 0
+    def run() -> None:
+        subprocess.run([*line, f"bench-{os.getpid()}-{next(ids)}"], check=True, stdin=subprocess.DEVNULL)
 
     return run
+
+
+@contextlib.contextmanager
+def warm(directory: Path) -> Iterator[Callable[[], None]]:
+    """One run in a process forked from a warm one."""
+    repository = str(Path(__file__).parents[2])
+    code = "import sys; sys.path.append(sys.argv[1]); from tests.bench.warm_runtime import serve; serve(*sys.argv[2:])"
+    arguments = [repository, str(directory / "state-warm"), str(directory / "true")]
+    ids = count()
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as server:
+        assert server.stdin is not None and server.stdout is not None
+        requests, answers = server.stdin, server.stdout
+
+        def run() -> None:
+            requests.write(b"bench-warm-%d-%d\n" % (os.getpid(), next(ids)))
+            answer = answers.readline()
+            assert answer == b"0\n", answer
+
+        yield run
+        requests.close()
+
+
+def measure_steps(programs: dict[str, str], directory: Path, rounds: int) -> None:
+    """Each command of a container's life: no promise, but what a shim that calls a runtime as a command waits for."""
+    times: dict[str, dict[str, list[float]]] = {step: {name: [] for name in programs} for step in STEPS}
+    for number in range(rounds + 1):
+        for name, program in programs.items():
+            for step, seconds in _life(program, directory, f"bench-steps-{os.getpid()}-{number}"):
+                if number:
+                    times[step][name].append(seconds)
+    for step, found in times.items():
+        rows = [Row(name, tuple(values)) for name, values in found.items()]
+        emit(Result(f"runtime-{step}", f"{step} as a command", "ms", figures(rows), {"runc": 1.0}))
+
+
+def _life(program: str, directory: Path, container: str) -> Iterator[tuple[str, float]]:
+    base = command(program, directory)
+    options = {"create": ["--bundle", str(directory / "sleep")], "delete": ["--force"]}
+    for step in STEPS:
+        line = [*base, step, *options.get(step, []), container, *(["KILL"] if step == "kill" else [])]
+        (row,) = interleaved({step: lambda line=line: _quiet(line)}, 1, warmup=0)  # type: ignore[misc] # bound at once
+        yield step, row.median
+
+
+def _quiet(line: list[str]) -> None:
+    subprocess.run(line, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
 def hide_hybrid_controllers(directory: Path) -> None:
@@ -76,29 +117,33 @@ def hide_hybrid_controllers(directory: Path) -> None:
         syscalls.mount(str(directory / "none"), controllers, None, syscalls.MS_BIND)
 
 
-def main(rounds: int) -> None:
-    """Measure and print."""
+def main(rounds: int) -> int:
+    """Measure; the status says whether every goal held."""
     with tempfile.TemporaryDirectory(prefix="gantry-bench-") as scratch:
         directory = Path(scratch)
-        make_bundle(directory)
+        make_bundle(directory / "true")
+        make_bundle(directory / "sleep", "/bin/sleep", "60")
         hide_hybrid_controllers(directory)
-        found = {"runc-py": cold(OURS, directory), "runc-py warm": warm(directory)}
-        found |= {name: cold(path, directory) for name in ("runc", "crun") if (path := shutil.which(name))}
-        times: dict[str, list[float]] = {name: [] for name in found}
-        for count in range(rounds + 1):
-            for name, run in found.items():
-                began = time.perf_counter()
-                run(f"bench-{name.replace(' ', '-')}-{count}")
-                if count:  # the first round only warms the caches
-                    times[name].append((time.perf_counter() - began) * 1000)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    for name, median in medians.items():
-        ratio = f"{median / medians['runc']:.2f} x runc" if "runc" in medians else ""
-        print(f"{name:14} {median:8.1f} ms (min {min(times[name]):.1f})  {ratio}")
-    print(
-        f"{rounds} rounds, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}, Linux {os.uname().release}"
-    )
+        programs = {OURS: RUNC_PY} | {name: path for name in PEERS if (path := shutil.which(name))}
+        with warm(directory) as warm_run:
+            runs = {name: cold(program, directory) for name, program in programs.items()} | {WARM: warm_run}
+            rows = {row.name: row for row in interleaved(runs, rounds)}
+        peers = [rows[name] for name in PEERS if name in rows]
+        results = [
+            Result(
+                "runtime-cold", "run of /bin/true, cold command", "ms", figures([rows[OURS], *peers]), {"runc": 1.0}
+            ),
+            Result(
+                *("runtime-zygote", "run of /bin/true, ours from the warm zygote", "ms"),
+                figures([rows[WARM], *peers]),
+                {"runc": 0.33, "crun": 1.0},
+            ),
+        ]
+        for result in results:
+            emit(result)
+        measure_steps(programs, directory, max(3, rounds // 3))
+    return 1 if any(missed(result) for result in results) else 0
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)
+    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 30))
