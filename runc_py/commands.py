@@ -10,7 +10,7 @@ import sys
 
 from runc_py import documents, light
 from runc_py.errors import InvalidSpec, InvalidState, RuntimeFailure
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, signal
 from runc_py.options import REMAINDER, Options, Parser
 
 if TYPE_CHECKING:
@@ -325,13 +325,11 @@ def command_kill(context: Context, arguments: list[str]) -> int:
 
 def parse_signal(text: str) -> int:
     """A signal by number or by name, with or without ``SIG``."""
-    import signal
-
     if _is_number(text):
         return int(text)
     name = text.upper().removeprefix("SIG")
     number = getattr(signal, f"SIG{name}", None)
-    if not isinstance(number, signal.Signals):
+    if not isinstance(number, int) or name.startswith("_"):  # SIG_DFL and its like are no signals
         raise InvalidSpec(f'unknown signal "{text}"')
     return int(number)
 

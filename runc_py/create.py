@@ -9,14 +9,28 @@ from __future__ import annotations
 import os
 import time
 
-from runc_py import cgroups, child, hooks, init, light, messages, namespaces, prepare, rootfs, shape, state, syscalls
+from runc_py import (
+    cgroups,
+    child,
+    errors,
+    hooks,
+    init,
+    light,
+    messages,
+    names,
+    namespaces,
+    prepare,
+    rootfs,
+    shape,
+    state,
+    syscalls,
+)
 from runc_py import spec as specs
 from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.light import TYPE_CHECKING, Socket, signal
 from runc_py.messages import Kind, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from runc_py.child import Tuning
@@ -27,15 +41,12 @@ if TYPE_CHECKING:
 
 INIT_FAILED = "unable to start container process: error during container init: "
 
-warn: Callable[[str], None] = lambda _: None  # noqa: E731 -- replaced by the command line's log
-"""Called with what went wrong but does not keep a container from running."""
-
 
 def create_container(
     runtime: Runtime, container_id: str, bundle: str, options: init.CreateOptions, spec: dict[str, Any] | None
 ) -> Launched:
     """See ``Runtime.create``."""
-    specs.container_id(container_id)
+    names.container_id(container_id)
     bundle = os.path.abspath(bundle)
     if spec is None:
         spec = specs.load_spec(bundle)
@@ -302,7 +313,7 @@ class Creation:
                 serve_listener(message, self.pidfd, self.pid, self.seccomp, self.state.oci_state("creating"))
                 self._send(Kind.GO)
             elif message.kind == Kind.WARNING:
-                warn(message.text)
+                errors.warn(message.text)
             else:
                 raise _init_failure(message)
 
@@ -329,7 +340,7 @@ class Creation:
             if self.group is not None:
                 self.group.remove()
         except (RuntimeFailure, OSError) as error:
-            warn(f"cgroup of {self.state.id} is left: {error}")
+            errors.warn(f"cgroup of {self.state.id} is left: {error}")
         state.forget(self.directory)
 
     def release(self) -> None:
@@ -380,7 +391,7 @@ def set_oom_score(pid: int, score: int) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        warn(f"cannot set oom_score_adj to {score}: {error.strerror}")
+        errors.warn(f"cannot set oom_score_adj to {score}: {error.strerror}")
 
 
 def _now() -> str:

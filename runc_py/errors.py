@@ -54,6 +54,10 @@ class NotBuilt(RuntimeFailure):
     """This part of the command line is not built."""
 
 
+def warn(text: str) -> None:
+    """Called with what went wrong but is no failure; the command line puts its log here."""
+
+
 BY_NAME: dict[str, type[RuntimeFailure]] = {
     kind.__name__: kind for kind in (RuntimeFailure, InvalidSpec, InvalidState, ProcessFailure, HookFailure, NotBuilt)
 }

@@ -7,10 +7,8 @@ pidfd whose process was verified after it was opened, so they never reach a proc
 from __future__ import annotations
 
 import os
-import select
 
-from runc_py import cgroups, create, errors, hooks, light, messages, state
-from runc_py import spec as specs
+from runc_py import cgroups, errors, names, state
 from runc_py.errors import ContainerNotFound, InvalidState, ProcessFailure, RuntimeFailure
 from runc_py.light import TYPE_CHECKING, signal
 
@@ -36,6 +34,10 @@ def start_container(runtime: Runtime, container_id: str) -> None:
         name, _, text = answer.partition("\n")
         kind = errors.BY_NAME.get(name, RuntimeFailure)
         raise kind(f"unable to start container process: {text}")
+    if not container.hooks("poststart"):
+        return
+    from runc_py import hooks
+
     try:
         hooks.run_hooks("poststart", container.hooks("poststart"), container.oci_state("running"))
     except errors.HookFailure:
@@ -45,6 +47,8 @@ def start_container(runtime: Runtime, container_id: str) -> None:
 
 def _release(container: state.ContainerState) -> str:
     """Connect to init and let it go on; what it answers before ``execve`` closes the connection is its failure."""
+    from runc_py import light, messages
+
     path = f"{container.directory}/{state.START_SOCKET}"
     directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -121,13 +125,17 @@ def delete_container(runtime: Runtime, container_id: str, *, force: bool) -> Non
 
         resctrl.Group(*container.resctrl).remove()
     state.forget(container.directory)
+    if not container.hooks("poststop"):
+        return
+    from runc_py import hooks
+
     for problem in hooks.run_hooks_quietly("poststop", container.hooks("poststop"), container.oci_state("stopped")):
-        create.warn(problem)
+        errors.warn(problem)
 
 
 def _delete_remains(runtime: Runtime, container_id: str) -> None:
     """A directory without a record: its creator was killed before anything else was made."""
-    directory = os.path.join(os.path.abspath(runtime.root), specs.container_id(container_id))
+    directory = os.path.join(os.path.abspath(runtime.root), names.container_id(container_id))
     state.forget(directory)
 
 
@@ -144,6 +152,8 @@ def _end_init(container: state.ContainerState, manager: cgroups.CgroupManager) -
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if manager.frozen():
             manager.thaw()
+        import select
+
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
         if not poller.poll(KILL_SECONDS * 1000):
@@ -179,7 +189,7 @@ def list_containers(runtime: Runtime) -> list[dict[str, Any]]:
             described = container_state(runtime, name)
             described["owner"] = _owner(f"{runtime.root}/{name}")
         except (RuntimeFailure, OSError) as error:
-            create.warn(f"container {name}: {error}")
+            errors.warn(f"container {name}: {error}")
             continue
         found.append(described)
     return found

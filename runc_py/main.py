@@ -66,10 +66,10 @@ class Context:
 
     def runtime(self) -> Runtime:
         """The runtime that the global options describe."""
-        from runc_py import create
+        from runc_py import errors
         from runc_py.runtime import Runtime
 
-        create.warn = lambda text: self.report("warning", text)
+        errors.warn = lambda text: self.report("warning", text)
         return Runtime(self.root, cgroup_driver=self.cgroup_driver)
 
     def report(self, level: str, text: str) -> None:

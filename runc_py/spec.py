@@ -148,15 +148,6 @@ def _check_words(spec: Spec, linux: Spec) -> None:
                 raise InvalidSpec(f"hooks.{kind}[{index}].env: entries must be NAME=VALUE")
 
 
-def container_id(text: str) -> str:
-    """``text`` if it can be a container's id: it becomes a directory name."""
-    if not text or len(text) > 1024 or text in (".", "..") or not all(c.isalnum() or c in "+-._" for c in text):
-        raise InvalidSpec(f'invalid container ID format: "{text}"')
-    if not text.isascii():
-        raise InvalidSpec(f'invalid container ID format: "{text}"')
-    return text
-
-
 def rootfs_path(spec: Spec, bundle: str) -> str:
     """Absolute host path of the rootfs."""
     return os.path.realpath(os.path.join(bundle, spec["root"]["path"]))

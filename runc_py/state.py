@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 
-from runc_py import documents
-from runc_py import spec as specs
+from runc_py import documents, names
 from runc_py.errors import ContainerExists, ContainerNotFound, InvalidState, RuntimeFailure
 from runc_py.light import TYPE_CHECKING
 
@@ -148,12 +147,12 @@ def process_status(pid: int) -> tuple[str, int] | None:
 
 def checked_id(container_id: str) -> str:
     """``container_id`` if it may become a directory name. Raises InvalidSpec."""
-    return specs.container_id(container_id)
+    return names.container_id(container_id)
 
 
 def reserve(root: str, container_id: str) -> str:
     """Make the directory of a new container; it is what makes an id taken."""
-    directory = os.path.join(os.path.abspath(root), specs.container_id(container_id))
+    directory = os.path.join(os.path.abspath(root), names.container_id(container_id))
     try:
         os.mkdir(directory, 0o711)
     except FileExistsError:
@@ -168,7 +167,7 @@ def reserve(root: str, container_id: str) -> str:
 
 def load(root: str, container_id: str) -> ContainerState:
     """The record of a container. Raises ContainerNotFound."""
-    directory = os.path.join(os.path.abspath(root), specs.container_id(container_id))
+    directory = os.path.join(os.path.abspath(root), names.container_id(container_id))
     try:
         with open(f"{directory}/{STATE_FILE}", "rb") as file:
             record = documents.loads(file.read())

@@ -10,7 +10,6 @@ import errno
 import os
 import time
 
-from runc_py.cgroups import layout
 from runc_py.cgroups.base import (
     DESTROY_SECONDS,
     CgroupError,
@@ -26,8 +25,6 @@ from runc_py.cgroups.base import (
     signal_all,
     write,
 )
-from runc_py.cgroups.v1_limits import LIMITS, set_devices
-from runc_py.cgroups.v1_stats import gather
 from runc_py.light import TYPE_CHECKING, signal
 
 if TYPE_CHECKING:
@@ -72,6 +69,8 @@ class LegacyManager(CgroupManager):
             write(f"{directory}/tasks", 0)
 
     def set(self, resources: dict[str, Any]) -> None:
+        from runc_py.cgroups.v1_limits import LIMITS, set_devices
+
         if resources.get("unified"):
             raise CgroupError("linux.resources.unified needs cgroup v2, and this host has v1")
         if (rules := resources.get("devices")) is not None and "devices" in self.paths:
@@ -171,6 +170,8 @@ class LegacyManager(CgroupManager):
             raise first
 
     def stats(self) -> dict[str, Any]:
+        from runc_py.cgroups.v1_stats import gather
+
         return gather(self.paths)
 
     def oom_kills(self) -> int:
@@ -184,6 +185,8 @@ class LegacyManager(CgroupManager):
         return int(fields.get("oom_kill", 0))
 
     def container_mounts(self, *, cgroup_namespace: bool) -> ContainerMounts:
+        from runc_py.cgroups import layout
+
         mounts = [CgroupMount("", "tmpfs", "tmpfs", ("nosuid", "nodev", "noexec", "mode=755"))]
         symlinks: list[tuple[str, str]] = []
         for hierarchy in layout.current().legacy:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runc_py import capabilities, main, messages, mount_options, namespaces, operations, rootfs, syscalls, update
+from runc_py import capabilities, main, messages, mount_options, names, namespaces, operations, rootfs, syscalls, update
 from runc_py import spec as specs
 from runc_py.commands import parse_signal
 from runc_py.errors import InvalidSpec, ProcessFailure, RuntimeFailure
@@ -64,13 +64,13 @@ def test_a_wrong_spec_is_refused_by_path(path: str, value: Any, culprit: str) ->
 
 @pytest.mark.parametrize("name", ["a", "A-b_c.d+e", "0123456789abcdef" * 4])
 def test_good_ids(name: str) -> None:
-    assert specs.container_id(name) == name
+    assert names.container_id(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "é", "a\n", "x" * 1025])
 def test_bad_ids(name: str) -> None:
     with pytest.raises(InvalidSpec):
-        specs.container_id(name)
+        names.container_id(name)
 
 
 def test_mount_options_are_sorted_by_who_they_are_for() -> None:

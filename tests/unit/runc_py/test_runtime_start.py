@@ -117,9 +117,10 @@ def test_records_are_named_tuples() -> None:
     assert Point(1) == (1, 2) == Point(y=2, x=1)
     assert Point(1, 3).sum == 4 and Point(1)._replace(y=5) == Point(1, 5)
     assert repr(Point(1)) == "Point(x=1, y=2)" and Point(1)._asdict() == {"x": 1, "y": 2} and hash(Point(1))
-    for wrong in (Point, lambda: Point(1, 2, 3), lambda: Point(1, z=2)):  # type: ignore[call-arg] # on purpose
+    point: Any = Point
+    for values, named in (((), {}), ((1, 2, 3), {}), ((1,), {"z": 2}), ((1,), {"x": 2})):
         with pytest.raises(TypeError):
-            wrong()
+            point(*values, **named)
     with pytest.raises(AttributeError):
         Point(1).x = 2  # type: ignore[misc] # on purpose
 
@@ -138,6 +139,21 @@ def test_a_hot_command_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stdout.split())
+
+
+def test_looking_at_a_container_imports_nothing_that_makes_one() -> None:
+    root = str(Path(__file__).parents[3])
+    code = (
+        f"import sys; sys.path.insert(0, {root!r})\n"
+        "from runc_py import main\n"
+        "main.run(['--root', '/nonexistent', 'state', 'x'])\n"
+        "main.run(['--root', '/nonexistent', 'kill', 'x'])\n"
+        "main.run(['--root', '/nonexistent', 'delete', 'x'])\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("container x does not exist") == 3
+    assert not (HEAVY | {"runc_py.create", "runc_py.syscalls", "runc_py.spec"}) & set(done.stdout.split())
 
 
 def test_descriptors_pass_through_our_sockets() -> None:
