@@ -83,8 +83,8 @@ def command(config: ContainerConfig) -> tuple[str, tuple[str, ...]]:
     return words[0], words[1:]
 
 
-def with_defaults(host: HostConfig, cgroup_parent: str = "") -> HostConfig:
-    """``host`` with Docker's defaults, and the daemon's ``cgroup_parent``, where nothing was given."""
+def with_defaults(host: HostConfig) -> HostConfig:
+    """``host`` with Docker's defaults where nothing was given."""
     mode = "bridge" if host.network_mode in ("", "default") else host.network_mode
     memory_swap = host.memory_swap
     if host.memory > 0 and memory_swap == 0:
@@ -92,7 +92,6 @@ def with_defaults(host: HostConfig, cgroup_parent: str = "") -> HostConfig:
     return msgspec.structs.replace(
         host,
         network_mode=mode,
-        cgroup_parent=host.cgroup_parent or cgroup_parent,
         shm_size=host.shm_size or DEFAULT_SHM_SIZE,
         ipc_mode=host.ipc_mode or "private",
         cgroupns_mode=host.cgroupns_mode or ("private" if _unified_cgroups() and not host.privileged else "host"),

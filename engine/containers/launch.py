@@ -114,7 +114,7 @@ class Launcher:
         return doc
 
     async def _spec_request(self, machine: Machine, netns: str | None, request: SandboxRequest) -> SpecRequest:
-        doc = self._linked(machine.doc, request)
+        doc = self._placed(self._linked(machine.doc, request))
         paths = {
             kind: self._namespace(mode, kind)
             for kind, mode in (("pid", doc.host.pid_mode), ("ipc", doc.host.ipc_mode), ("uts", doc.host.uts_mode))
@@ -129,6 +129,11 @@ class Launcher:
             uts_ns=paths["uts"],
             shm_path=await self._shm(doc),
         )
+
+    def _placed(self, doc: Container) -> Container:
+        """``doc`` below the daemon's cgroup, unless it says where it belongs; clients see what they asked for."""
+        parent = doc.host.cgroup_parent or self._registry.cgroup_parent
+        return msgspec.structs.replace(doc, host=msgspec.structs.replace(doc.host, cgroup_parent=parent))
 
     def _linked(self, doc: Container, request: SandboxRequest) -> Container:
         """``doc`` with the variables of its ``--link`` containers before its own."""

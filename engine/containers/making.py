@@ -69,7 +69,7 @@ class Maker:
 
     def _checked(self, container_id: str, body: CreateBody, image: LocalImage) -> tuple[CreateBody, list[MountPoint]]:
         """Image values and defaults filled in, all of it valid, and the mounts it asks for."""
-        host = creation.with_defaults(body.host, self._registry.cgroup_parent)
+        host = creation.with_defaults(body.host)
         config = creation.merged(body.config, image.config.config)
         body = CreateBody(config, host, body.networking)
         creation.check(body)
