@@ -26,6 +26,8 @@ replacement shim finds no start that nobody will tell of."""
 
 _EVICTION_ROUNDS = 2000
 _FLOCK = struct.Struct("@hhqqi4x")
+_SHIM_BYTE, _HELPER_BYTE = 0, 1
+"""What of ``shim.lock`` the shim has locked, and what a fork of it that runs the runtime."""
 
 
 class ExitRecord(NamedTuple):
@@ -97,6 +99,13 @@ class Bundle:
             raise ValueError(f"{self.path}/config.json is not a JSON object")
         return spec
 
+    def has_pid_namespace(self) -> bool:
+        """Whether all of the container ends with its init. Read when that matters: the spec may be large."""
+        spec = read_json(f"{self.path}/config.json")
+        linux = spec.get("linux") if isinstance(spec, dict) else None
+        namespaces = (linux or {}).get("namespaces") or []
+        return any(entry.get("type") == "pid" and not entry.get("path") for entry in namespaces)
+
     def write_options(self, options: dict[str, Any]) -> None:
         """Record what Create asked for."""
         _write_json(f"{self.path}/options.json", options)
@@ -164,30 +173,45 @@ def claim(path: str) -> None:
     """Be the one shim of the bundle ``path`` for the rest of this process's life.
 
     Two shims that pump the same pipes would write over each other's output, so a predecessor that was only thought dead
-    (or whose zygote died before it could tell of it) is killed. The lock is POSIX's: the kernel knows its holder and
-    takes it back at any death, and children do not inherit it. Raises ``TimeoutError`` when the other does not die.
+    (or whose zygote died before it could tell of it) is killed, and so is a fork in which it ran the runtime. The lock
+    is POSIX's: the kernel knows its holder and takes it back at any death, and children do not inherit it. Raises
+    ``TimeoutError`` when the other does not die.
     """
     lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for _ in range(_EVICTION_ROUNDS):
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return  # never closed: closing any descriptor of the file would give the lock up
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                os.close(lock)
-                raise
-        holder = _holder(lock)
-        if holder:
+        holder = 0
+        if _locked(lock, _SHIM_BYTE):
+            holder = _holder(lock, _HELPER_BYTE)
+            if not holder:
+                return  # never closed: closing any descriptor of the file would give the lock up
+        for other in {holder or _holder(lock, _SHIM_BYTE)} - {0}:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(holder, signal.SIGKILL)
+                os.kill(other, signal.SIGKILL)
         time.sleep(0.005)
     os.close(lock)
     raise TimeoutError(f"the shim that holds {path}/shim.lock does not die")
 
 
-def _holder(lock: int) -> int:
-    """The pid of the process that holds a lock (fcntl(2), ``F_GETLK``); 0 when nobody does any more."""
-    answer = fcntl.fcntl(lock, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+def lock_helper(path: str) -> None:
+    """Have the next shim of the bundle kill this process, a fork of the present one, should both live so long."""
+    lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    _locked(lock, _HELPER_BYTE)
+
+
+def _locked(lock: int, byte: int) -> bool:
+    """Whether this process holds the lock on ``byte`` now."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        return False
+    return True
+
+
+def _holder(lock: int, byte: int) -> int:
+    """The pid of the process that holds a lock on ``byte`` (fcntl(2), ``F_GETLK``); 0 when nobody does any more."""
+    answer = fcntl.fcntl(lock, fcntl.F_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
     kind, *_, pid = _FLOCK.unpack(answer)
     return 0 if kind == fcntl.F_UNLCK else int(pid)
 

@@ -53,7 +53,6 @@ class Container:
         self.init = init
         self.execs: dict[str, Process] = {}
         self._loop, self.parking, self._publisher, self._zygote = loop, parking, publisher, zygote
-        self._own_pid_namespace = True
         self._init_ended: ExitRecord | None = None
         self._oom: OomWatch | None = None
         parking.everything = self.everything
@@ -81,7 +80,6 @@ class Container:
 
     def create(self, rootfs: list[Values], options: Values) -> None:
         """Make the container; its init waits afterwards. Leaves nothing behind on failure."""
-        self.take_spec()
         init = self.init
         init.io = ProcessIO.open(self._loop, init.uris, self._owner(self.container_id))
         request = CreateRequest(self.container_id, self.bundle.path, init.io.stdio, rootfs, options)
@@ -107,12 +105,6 @@ class Container:
                 "pid": init.pid,
             },
         )
-
-    def take_spec(self) -> None:
-        """Read from the spec what matters here."""
-        spec = self.bundle.spec()
-        namespaces = (spec.get("linux") or {}).get("namespaces") or []
-        self._own_pid_namespace = any(entry.get("type") == "pid" and not entry.get("path") for entry in namespaces)
 
     def hook_stdin(self, process: Process) -> None:
         """When a process's stdin is closed here, the keeper's copy must go too, or there is no end of file."""
@@ -214,7 +206,7 @@ class Container:
             self._conclude(process, record)
         else:
             self._init_ended = record
-            if not self._own_pid_namespace:
+            if not self.bundle.has_pid_namespace():
                 self._kill_the_rest()
         if self._init_ended is not None and not any(other.running for other in self.execs.values()):
             self._conclude(self.init, self._init_ended)
@@ -233,7 +225,7 @@ class Container:
             process.io.drain()
         self.bundle.write_exit(process.exec_id, record)
         if process is self.init:
-            self._stop_watching_oom()
+            self.stop_watching_oom()
         self.publish_exit(process, record)
         parked = process.parked()
         process.ended(record)
@@ -260,7 +252,8 @@ class Container:
 
         self._oom = OomWatch(self._loop, self.init.pid, told)
 
-    def _stop_watching_oom(self) -> None:
+    def stop_watching_oom(self) -> None:
+        """Tell of kills that were not told yet, and watch no more. Idempotent."""
         if self._oom is not None:
             self._oom.look()
             self._oom.close()
@@ -325,7 +318,7 @@ class Container:
         self.runtime.delete(self.container_id)
         for process in self.processes():
             process.close()
-        self._stop_watching_oom()
+        self.stop_watching_oom()
         self.parking.drop()
         self.parking.close()
         values = self.init.exit_values()

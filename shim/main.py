@@ -21,7 +21,7 @@ from shim.loop import Loop, report
 from shim.server import Server
 from shim.service import TaskService
 
-__all__ = ["ShimConfig", "listen", "main", "serve"]
+__all__ = ["ShimConfig", "listen", "main", "serve", "write_files"]
 
 _FLUSH_SECONDS = 3.0
 _POLL_SECONDS = 0.005
@@ -58,7 +58,7 @@ def serve(config: ShimConfig, listener: socket.socket, *, restore: bool = False)
     loop = Loop()
     service = TaskService(loop, config)
     loop.watch_children(service.reap)
-    _write_files(config)
+    write_files(config)
     if restore:
         from shim.restore import restore as take_over
 
@@ -89,7 +89,8 @@ class _Ending:
             self._loop.call_later(_POLL_SECONDS, self.step)
 
 
-def _write_files(config: ShimConfig) -> None:
+def write_files(config: ShimConfig) -> None:
+    """Say in the bundle who its shim is and where it listens."""
     Bundle(config.bundle).write_pid("shim.pid", os.getpid())
     write_atomically(f"{config.bundle}/address", f"unix://{config.socket}".encode())
 

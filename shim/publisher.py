@@ -64,6 +64,14 @@ class Publisher:
         self._queue.append(data)
         self._send_next()
 
+    def close(self) -> None:
+        """Let go of connection and file; what is not delivered stays on disk."""
+        if self._peer is not None:
+            self._loop.unwatch(self._peer.fileno())
+            self._peer.close()
+            self._peer = None
+        os.close(self._file)
+
     def _load(self) -> None:
         """Take up what an earlier shim of this bundle could not deliver."""
         data = os.pread(self._file, os.fstat(self._file).st_size, 0)

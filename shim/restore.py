@@ -40,7 +40,6 @@ def restore(service: TaskService) -> None:
         _unmake(container)
         return
     service.containers[config.container_id] = container
-    container.take_spec()
     parked = container.parking.take()
     for record in records[1:]:
         process = Process(

@@ -1,4 +1,4 @@
-"""The OCI runtime behind a container: ours, called in this process, or any other by its command line.
+"""The OCI runtime behind a container: ours, called by its functions, or any other by its command line.
 
 Rule: both give the same answers and the same errors (``oci.errors``), so nothing above knows which one it has.
 """
@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from oci import errors
@@ -17,6 +17,7 @@ from protos.shim_messages import RUNC_OPTIONS
 from protos.wire import Values
 from runc_py import errors as runc_errors
 from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
+from shim.apart import Answer, apart
 
 OWN_NAMES = ("", "runc-py")
 """Values of ``Options.binary_name`` that mean the runtime in this process."""
@@ -108,13 +109,26 @@ class _translated:
 
 
 class InProcess:
-    """``runc_py`` in this process: nothing is started but the container."""
+    """``runc_py`` without its command line: what every container needs in a fork of this process, the rest in it."""
 
-    def __init__(self, root: str, cgroup_driver: str) -> None:
-        self._root, self._systemd = root, cgroup_driver == "systemd"
+    def __init__(self, root: str, cgroup_driver: str, bundle: str) -> None:
+        self._root, self._systemd, self._bundle = root, cgroup_driver == "systemd", bundle
         self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
 
     def create(self, request: CreateRequest) -> Launched:
+        return self._launched(lambda: self._create(request))
+
+    def _launched(self, launch: Callable[[], Launched]) -> Launched:
+        """What ``launch`` gives in a fork. The process is this one's child."""
+
+        def work() -> Answer:
+            pid, pidfd, console = launch()
+            return {"pid": pid}, [pidfd] if console is None else [pidfd, console]
+
+        values, descriptors = apart(self._bundle, work)
+        return Launched(values["pid"], descriptors[0], descriptors[1] if len(descriptors) > 1 else None)
+
+    def _create(self, request: CreateRequest) -> Launched:
         mounts = [RootfsMount(m["type"], m["source"], tuple(m["options"])) for m in request.rootfs]
         with _translated("OCI runtime create failed: "):
             return self._runtime.create(
@@ -127,10 +141,17 @@ class InProcess:
             )
 
     def start(self, container_id: str) -> None:
+        apart(self._bundle, lambda: self._start(container_id))
+
+    def _start(self, container_id: str) -> Answer:
         with _translated("OCI runtime start failed: "):
             self._runtime.start(container_id)
+        return {}, ()
 
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
+        return self._launched(lambda: self._exec(container_id, process, stdio))
+
+    def _exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
         with _translated("OCI runtime exec failed: "):
             return self._runtime.exec(container_id, process, stdio=stdio)
 
@@ -199,7 +220,7 @@ def runtime_for(options: Values, address: str, namespace: str, bundle: str, scra
     with contextlib.suppress(FileExistsError):
         os.makedirs(root, mode=0o711)
     if os.path.basename(options["binary_name"]) in OWN_NAMES:
-        return InProcess(root, "systemd" if systemd else "cgroupfs")
+        return InProcess(root, "systemd" if systemd else "cgroupfs", bundle)
     from shim.commandline import CommandLine
 
     return CommandLine(options["binary_name"], root, systemd, bundle, scratch)

@@ -222,9 +222,12 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     preload()
+    path = options["--socket"]
+    from shim import rehearsal
+
+    rehearsal.rehearse(os.path.dirname(path))
     gc.collect()
     gc.freeze()
-    path = options["--socket"]
     listener.setblocking(False)
     Zygote(listener).run()
     with contextlib.suppress(FileNotFoundError):
