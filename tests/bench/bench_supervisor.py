@@ -1,26 +1,31 @@
 """Memory of idle containers' shims, ours beside containerd's own, and containers per second, under one supervisor.
 
 Run as root: ``python -m tests.bench.bench_supervisor [CONTAINERS]``. Exits 1 when a shim of ours takes more
-than the product promises: 1.5 MB of PSS, 2 MB of USS (private pages), means over all shims, from ``smaps_rollup``.
+than the product promises: 1.5 MB of PSS, 2 MB of USS (private pages), medians over all shims, from ``smaps_rollup``.
+Idle daemons are measured each in a host of its own, with no container.
 """
 
 from __future__ import annotations
 
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.bench.peers import Peer, dockerd, gantry
+from tests.bench.results import Figure, Result, emit, figure
 from tests.integration.tasks.supervisor import OWN_RUNTIME, Supervisor, supervisor
 from tests.support.images import busybox_rootfs
 
 PSS_LIMIT, USS_LIMIT = 1.5e6, 2e6
 GO_RUNTIME = "io.containerd.runc.v2"
 AT_ONCE = 8
+IDLE_SECONDS = 3.0
+DAEMONS = {"gantry": ("engine.main", "containerd_py.main"), "docker.io": ("dockerd --host", "containerd --config")}
+"""What of an engine's processes is its daemons: a part of their command lines."""
 
 
 class Memory(NamedTuple):
@@ -40,21 +45,10 @@ def memory(pid: int) -> Memory:
     return Memory(values["Pss:"], values["Private_Clean:"] + values["Private_Dirty:"], values["Rss:"])
 
 
-def say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def table(name: str, pids: Iterable[int]) -> Memory:
-    """Print and return the means."""
+def of_kind(name: str, pids: Iterable[int]) -> tuple[Figure, Figure]:
+    """PSS and USS of every process of a kind."""
     found = [memory(pid) for pid in pids]
-    mean = Memory(*(int(statistics.fmean(column)) for column in zip(*found, strict=True)))
-    worst = max(one.uss for one in found)
-    say(
-        f"{name:<28}{len(found):>4} × PSS {mean.pss / 1e6:6.2f} MB, USS {mean.uss / 1e6:6.2f} MB "
-        f"(most {worst / 1e6:.2f}), RSS {mean.rss / 1e6:6.2f} MB"
-    )
-    return mean
+    return figure(name, [one.pss for one in found], 1e-6), figure(name, [one.uss for one in found], 1e-6)
 
 
 def run(daemon: Supervisor, prefix: str, count: int, runtime: str) -> float:
@@ -84,6 +78,53 @@ def stop(daemon: Supervisor, prefix: str, count: int) -> float:
     return time.perf_counter() - began
 
 
+def lives(daemon: Supervisor, count: int) -> tuple[Figure, Figure]:
+    """Containers of both shims: what each takes, and how fast they came; our PSS and USS."""
+    kinds: dict[str, tuple[str, Callable[[], list[int]]]] = {
+        "gantry": (OWN_RUNTIME, lambda: daemon.named("gantry-shim"))
+    }
+    if shutil.which("containerd-shim-runc-v2"):
+        kinds["containerd"] = (GO_RUNTIME, lambda: daemon.host.pids_of("containerd-shim-runc-v2"))
+    pss: list[Figure] = []
+    uss: list[Figure] = []
+    started: list[Figure] = []
+    stopped: list[Figure] = []
+    for name, (runtime, shims) in kinds.items():
+        seconds = run(daemon, name, count, runtime)
+        of_pss, of_uss = of_kind(name, shims())
+        pss.append(of_pss)
+        uss.append(of_uss)
+        started.append(figure(name, [count / seconds]))
+        stopped.append(figure(name, [count / stop(daemon, name, count)]))
+    what = f"at {count} containers, under the same supervisor"
+    emit(Result("shim-pss", f"PSS of an idle container's shim {what}", "MB", tuple(pss), {"containerd": 0.2}))
+    emit(Result("shim-uss", f"USS of an idle container's shim {what}", "MB", tuple(uss), {"containerd": 1.0}))
+    for key, figures in (("started", started), ("stopped", stopped)):
+        title = f"Containers {key} a second, {AT_ONCE} at a time, by shim"
+        emit(Result(f"shim-{key}", title, "containers/s", tuple(figures), {"containerd": 1.0}, higher_is_better=True))
+    return pss[0], uss[0]
+
+
+def daemons() -> None:
+    """Resident memory of both engines' daemons without containers."""
+    with gantry() as ours, dockerd() as theirs:
+        peers: tuple[Peer, ...] = (ours, theirs)
+        for peer in peers:
+            peer.docker("version")
+        time.sleep(IDLE_SECONDS)
+        figures = [figure(peer.name, [sum(memory(pid).rss for pid in _daemons(peer))], 1e-6) for peer in peers]
+    title = "Resident memory of the idle daemons (engine and supervisor)"
+    emit(Result("daemons-rss", title, "MB", tuple(figures), {"docker.io": 0.6}))
+
+
+def _daemons(peer: Peer) -> list[int]:
+    wanted = DAEMONS[peer.name]
+    lines = peer.host.processes().items()
+    found = [pid for pid, line in lines if any(word in line for word in wanted) and "nsenter" not in line]
+    assert len(found) == len(wanted), f"{peer.name}: {found} of {dict(lines)}"
+    return found
+
+
 def main() -> int:
     """See the module."""
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
@@ -91,19 +132,10 @@ def main() -> int:
     with supervisor(busybox_rootfs()) as daemon:
         daemon.host.check("mkdir", "-p", "/run/containerd")
         daemon.host.check("mount", "-t", "tmpfs", "tmpfs", "/run/containerd")
-        started = run(daemon, "own", count, OWN_RUNTIME)
-        mean = table("containerd-shim-py-v2", daemon.named("gantry-shim"))
-        table("containerd-py", [daemon.daemon_pid()])
-        table("zygote and keeper", daemon.named("gantry-zygote") + daemon.named("gantry-keeper"))
-        stopped = stop(daemon, "own", count)
-        say(f"ours: {count / started:.1f} containers started and {count / stopped:.1f} stopped a second")
-        if shutil.which("containerd-shim-runc-v2"):
-            started = run(daemon, "go", count, GO_RUNTIME)
-            table("containerd-shim-runc-v2", daemon.host.pids_of("containerd-shim-runc-v2"))
-            stopped = stop(daemon, "go", count)
-            say(f"Go shim: {count / started:.1f} containers started and {count / stopped:.1f} stopped a second")
+        pss, uss = lives(daemon, count)
         daemon.host.check("umount", "/run/containerd")
-    return 1 if mean.pss > PSS_LIMIT or mean.uss > USS_LIMIT else 0
+    daemons()
+    return 1 if pss.median * 1e6 > PSS_LIMIT or uss.median * 1e6 > USS_LIMIT else 0
 
 
 if __name__ == "__main__":
