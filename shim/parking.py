@@ -14,7 +14,7 @@ from typing import Any
 from protos import fdpass
 from shim.loop import READ, Loop, report
 
-_RETRY_SECONDS = 0.1
+_RETRY_SECONDS = 0.02
 
 
 class Parking:
