@@ -24,14 +24,14 @@ name: shop
 services:
   db:
     image: busybox
-    command: sh -c "echo starting; sleep 1; touch /data/ready; exec nc -ll -p 5432 -e echo forty-two rows"
+    command: sh -c "rm -f /data/ready; echo starting; sleep 1; touch /data/ready; exec nc -ll -p 5432 -e echo forty-two rows"
     stop_grace_period: 1s
     healthcheck: {test: ["CMD", "test", "-e", "/data/ready"], interval: 300ms, timeout: 2s, retries: 50}
     volumes: ["data:/data"]
     networks: [back]
   app:
     image: busybox
-    command: sh -c "nc db 5432 > /www/rows && exec httpd -f -p 8080 -h /www"
+    command: sh -c "until nc db 5432 > /www/rows; do sleep 0.1; done; exec httpd -f -p 8080 -h /www"
     stop_grace_period: 0s
     depends_on: {db: {condition: service_healthy}}
     networks: [back, front]
