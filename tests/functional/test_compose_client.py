@@ -123,7 +123,9 @@ def test_logs_that_are_followed_end_with_the_project(compose: Compose) -> None:
     engine = compose.engine
     program = ("env", f"DOCKER_HOST={engine.url}", COMPOSE, "--project-directory", str(compose.directory))
     follower = engine.host.popen(*program, "logs", "--follow", "--no-log-prefix", "db", stdout=subprocess.PIPE)
+    assert follower.stdout is not None
+    first = follower.stdout.readline()  # it follows from here on
     compose("down", "--volumes", "--timeout", "0")
-    told, _ = follower.communicate(timeout=30)
-    lines = told.decode().replace(ERASE_LINE, "").splitlines()
+    rest, _ = follower.communicate(timeout=30)
+    lines = (first + rest).decode().replace(ERASE_LINE, "").splitlines()
     assert lines == ["starting", "db-1 exited with code 137"]
