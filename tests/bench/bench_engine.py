@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from tests.bench.measure import Row, interleaved, report
+from tests.bench.measure import Row, figures, interleaved
 from tests.bench.peers import Peer, dockerd, gantry
+from tests.bench.results import Result, emit
 from tests.support.host import wait_for
 from tests.support.images import busybox_rootfs
 
@@ -30,30 +31,28 @@ def main() -> int:
             peer.docker("import", "-c", 'CMD ["sh"]', "-", "busybox:latest", stdin=busybox_rootfs())
         _logs(peers, megabytes)
         _events(peers, min(LIVES, containers))
-        _once(f"create {containers} containers", peers, lambda peer: _create(peer, containers))
-        _each(f"ps --all with {containers} containers", peers, lambda peer: peer.docker("ps", "--all", "--quiet"))
-        _once(f"rm --force of {REMOVED}", peers, _remove)
+        _once("create", f"create {containers} containers", peers, lambda peer: _create(peer, containers))
+        _each("ps", f"ps --all with {containers} containers", peers, lambda peer: peer.docker("ps", "--all", "--quiet"))
+        _once("rm", f"rm --force of {REMOVED}", peers, _remove)
         for peer in peers:
             peer.docker("container", "prune", "--force")
     return 0
 
 
-def _each(title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:
+def _each(name: str, title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:
     """Interleaved rounds of ``work``."""
     rows = interleaved({peer.name: (lambda peer=peer: work(peer)) for peer in peers}, ROUNDS)
-    sys.stdout.write(f"{report(title, rows)}\n\n")
-    sys.stdout.flush()
+    emit(Result(f"engine-{name}", title, "ms", figures(rows), {"docker.io": 1.0}))
 
 
-def _once(title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:
+def _once(name: str, title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:
     """One time each, for what cannot be repeated."""
     rows = []
     for peer in peers:
         began = time.perf_counter()
         work(peer)
         rows.append(Row(peer.name, (time.perf_counter() - began,)))
-    sys.stdout.write(f"{report(title, rows)}\n\n")
-    sys.stdout.flush()
+    emit(Result(f"engine-{name}", title, "ms", figures(rows), {"docker.io": 1.0}))
 
 
 def _api(peer: Peer, script: str) -> str:
@@ -75,8 +74,9 @@ def _remove(peer: Peer) -> None:
 def _logs(peers: tuple[Peer, ...], megabytes: int) -> None:
     """A log of so many megabytes, written and then read."""
     line = "x" * 99
-    script = f"yes {line} | head -c {megabytes}M"
+    script = f"yes {line} | head -c {megabytes << 20}"
     _once(
+        "log-write",
         f"write {megabytes} MB of log",
         peers,
         lambda peer: (
@@ -86,6 +86,7 @@ def _logs(peers: tuple[Peer, ...], megabytes: int) -> None:
     )
     size = megabytes << 20
     _once(
+        "logs",
         f"docker logs of {megabytes} MB",
         peers,
         lambda peer: wait_for(
@@ -108,7 +109,7 @@ def _events(peers: tuple[Peer, ...], lives: int) -> None:
         seen = int(peer.host.check("sh", "-ec", script, f"{peer.host.base}/events", timeout=1800))
         assert seen == lives, f"{peer.name}: {seen} of {lives} ends were told"
 
-    _once(f"{lives} lives, 4 at a time, under docker events", peers, work)
+    _once("events", f"{lives} lives, 4 at a time, under docker events", peers, work)
 
 
 if __name__ == "__main__":
