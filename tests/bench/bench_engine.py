@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from tests.bench.measure import Row, figures, interleaved
 from tests.bench.peers import Peer, dockerd, gantry
@@ -41,7 +42,7 @@ def main() -> int:
 
 def _each(name: str, title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:
     """Interleaved rounds of ``work``."""
-    rows = interleaved({peer.name: (lambda peer=peer: work(peer)) for peer in peers}, ROUNDS)
+    rows = interleaved({peer.name: partial(work, peer) for peer in peers}, ROUNDS)
     emit(Result(f"engine-{name}", title, "ms", figures(rows), {"docker.io": 1.0}))
 
 

@@ -24,7 +24,8 @@ name: shop
 services:
   db:
     image: busybox
-    command: sh -c "rm -f /data/ready; echo starting; sleep 1; touch /data/ready; exec nc -ll -p 5432 -e echo forty-two rows"
+    command: >-
+      sh -c "rm -f /data/ready; echo starting; sleep 1; touch /data/ready; exec nc -ll -p 5432 -e echo forty-two rows"
     stop_grace_period: 1s
     healthcheck: {test: ["CMD", "test", "-e", "/data/ready"], interval: 300ms, timeout: 2s, retries: 50}
     volumes: ["data:/data"]
