@@ -15,6 +15,10 @@ from tests.differential.requests import STEPS
 from tests.support.engine import Engine
 
 
+SOMETIMES = frozenset({("GET */stats*", ".body.*")})
+"""Differences that timing decides: whether a container had read from a disk when it was asked."""
+
+
 @pytest.mark.root
 @pytest.mark.skipif(shutil.which("dockerd") is None, reason="dockerd is missing: apt-get install docker.io")
 def test_answers_differ_only_where_it_is_said(make_engine: Callable[..., Engine], busybox_tar: bytes) -> None:
@@ -31,4 +35,4 @@ def test_answers_differ_only_where_it_is_said(make_engine: Callable[..., Engine]
                 used.update(listed[:1])
                 told += [] if listed else [f"{request} {path}: {mine!r}, dockerd {other!r}"]
     assert not told, "\n".join(told)
-    assert {(r, p) for r, p, _ in DIFFERENCES} - used == set(), "listed, but no longer true"
+    assert {(r, p) for r, p, _ in DIFFERENCES} - used <= SOMETIMES, "listed, but no longer true"
