@@ -14,7 +14,6 @@ from tests.differential.compare import Client, differences, masked
 from tests.differential.requests import STEPS
 from tests.support.engine import Engine
 
-
 SOMETIMES = frozenset({("GET */stats*", ".body.*")})
 """Differences that timing decides: whether a container had read from a disk when it was asked."""
 
