@@ -1,8 +1,8 @@
 """One short storm of SIGKILLs: every life as its program says, databases whole, nothing left behind.
 
-It runs where it is asked for: ``CHAOS_SECONDS`` says how long new lives begin (25 is a short one), ``CHAOS_SEED`` which
-one it is. About one in three still finds a task that is left over when the supervisor is killed twice within the undoing
-of a start. ``python -m tests.chaos.storm`` is for long ones and for the peer.
+It runs where it is asked for: ``CHAOS_SECONDS`` says how long new lives begin (25 is a short one), ``CHAOS_SEED``
+which one it is. About one in three still finds a task that is left over when the supervisor is killed twice within the
+undoing of a start. ``python -m tests.chaos.storm`` is for long ones and for the peer.
 """
 
 from __future__ import annotations
