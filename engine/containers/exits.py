@@ -17,6 +17,7 @@ import structlog
 
 from engine.backend import translated
 from engine.containers import restart
+from engine.containers.discarding import discard
 from engine.containers.launch import Launcher, volume_names
 from engine.containers.machine import ExitStatus, Machine
 from engine.containers.registry import Registry
@@ -178,7 +179,7 @@ class Exits:
 
     async def _release(self, machine: Machine) -> None:
         results = await asyncio.gather(
-            self._launcher.discard_task(machine.id),
+            discard(self._registry.backend, machine),
             self._registry.networks.close_sandbox(machine.id),
             return_exceptions=True,
         )

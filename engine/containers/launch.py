@@ -20,6 +20,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from engine.backend import translated
 from engine.containers import creation
 from engine.containers.config import CreateBody
+from engine.containers.discarding import discard, discard_task
 from engine.containers.machine import ExitStatus, Machine
 from engine.containers.model import Container, SpecRequest
 from engine.containers.registry import Registry
@@ -216,7 +217,7 @@ class Launcher:
                     return
             except AlreadyExists:
                 pass  # left by a start that an earlier engine did not live to finish, or just being taken back
-            await self.discard_task(doc.id)
+            await discard_task(self._registry.backend, doc.id)
             await asyncio.sleep(pause)
         with translated():
             await tasks.Create(request, wait_for_ready=True)
@@ -283,7 +284,9 @@ class Launcher:
         """Take back whatever a failed start made."""
         machine.not_starting()
         steps = await asyncio.gather(
-            self.discard_task(machine.id), self._registry.networks.close_sandbox(machine.id), return_exceptions=True
+            discard(self._registry.backend, machine),
+            self._registry.networks.close_sandbox(machine.id),
+            return_exceptions=True,
         )
         for problem in steps:
             if isinstance(problem, Exception):
@@ -292,25 +295,6 @@ class Launcher:
             await self._registry.volumes.release(name, machine.id)
         await self._registry.shm.close(machine.id)
         machine.end_run()
-
-    async def discard_task(self, container_id: str) -> None:
-        """Kill and delete the container's task, if there is one. Idempotent."""
-        tasks = self._registry.backend.tasks
-        request = tasks_pb2.DeleteTaskRequest(container_id=container_id)
-        options: dict[str, Any] = {"timeout": UNDO_SECONDS, "wait_for_ready": True}
-        try:
-            with translated():
-                await tasks.Delete(request, **options)
-            return
-        except NotFound:
-            return
-        except FailedPrecondition:
-            pass
-        with contextlib.suppress(NotFound), translated():
-            with contextlib.suppress(FailedPrecondition):
-                await tasks.Kill(tasks_pb2.KillRequest(container_id=container_id, signal=SIGKILL, all=True), **options)
-            await tasks.Wait(tasks_pb2.WaitRequest(container_id=container_id), **options)
-            await tasks.Delete(request, **options)
 
 
 async def networked(connecting: asyncio.Future[SandboxFiles]) -> SandboxFiles:

@@ -48,6 +48,8 @@ class Machine:
         self.recorded = False
         """Whether containerd has a record of this container (known, not guessed)."""
         self.removing = False
+        self.task_left = False
+        """Whether containerd may still have a task of a run that is over."""
         self.recorded_spec = b""
         self.log_start = (0, 0)
         """Bytes of stdout and stderr in the raw log before the current run."""

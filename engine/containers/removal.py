@@ -14,6 +14,7 @@ import time
 import structlog
 
 from engine.backend import translated
+from engine.containers.discarding import discard
 from engine.containers.machine import Machine
 from engine.containers.registry import Registry
 from engine.containers.stopping import Stopper
@@ -61,6 +62,8 @@ class Remover:
         registry = self._registry
         machine.cancel_restart()
         machine.set_state(status="removing")
+        if machine.task_left:
+            await discard(registry.backend, machine)
         await asyncio.gather(
             self.forget_record(machine.id, skip=not machine.recorded),
             self.remove_snapshot(machine.doc.snapshotter, machine.id),

@@ -17,6 +17,7 @@ import structlog
 
 from engine.backend import translated
 from engine.containers import restart, subpaths
+from engine.containers.discarding import discard, discard_task
 from engine.containers.exits import Exits
 from engine.containers.launch import LABEL, Launcher
 from engine.containers.machine import CREATING, Machine
@@ -64,6 +65,7 @@ class Restorer:
         alive = []
         for machine in self._registry.machines.values():
             machine.recorded = machine.id in recorded
+            machine.task_left = True  # until it is known that there is none
             process = found.get(machine.id)
             if process is not None and process.status in (task_types_pb2.RUNNING, task_types_pb2.PAUSED):
                 self._adopt(machine, process)
@@ -117,18 +119,34 @@ class Restorer:
         machine.begin_run()
 
     async def _sweep_record(self, container_id: str) -> None:
-        await self._launcher.discard_task(container_id)
+        await discard_task(self._registry.backend, container_id)
         await self._remover.forget_record(container_id)
+        # A shim that was started anew for the task has opened the log, and made its directory for that.
+        await asyncio.to_thread(shutil.rmtree, self._registry.directory(container_id), ignore_errors=True)
 
     async def _discard_strangers(self, found: dict[str, task_types_pb2.Process]) -> None:
         """Tasks of containers that do not run: left by a start or an end that was interrupted."""
+        await self._sweep_unknown([task for task in found if task not in self._registry.machines])
         for container_id in found:
             machine = self._registry.machines.get(container_id)
             if machine is None or machine.lock.locked():
                 continue
             async with machine.lock:
                 if not machine.doc.state.alive:
-                    await self._launcher.discard_task(container_id)
+                    await discard(self._registry.backend, machine)
+
+    async def _sweep_unknown(self, unknown: list[str]) -> None:
+        """Tasks whose container was removed while the supervisor could not discard them; not those of others."""
+        if not unknown:
+            return
+        with translated():
+            answer = await self._registry.backend.containers.List(
+                containers_pb2.ListContainersRequest(), wait_for_ready=True
+            )
+        theirs = {c.id for c in answer.containers if c.labels.get(LABEL) != "container"}
+        for container_id in unknown:
+            if container_id not in theirs and container_id not in self._registry.machines:
+                self._exits.spawn(self._sweep_record(container_id))
 
     async def finish(self) -> None:
         """After the reconciliation: finish removals, sweep half-made creates, start what its policy wants started."""

@@ -106,7 +106,7 @@ class Gantry(Victim):
 
     def command(self) -> list[str]:
         roots = ("--data-root", str(self.host.data_root), "--exec-root", str(self.host.exec_root))
-        return [sys.executable, "-m", "engine.main", *roots]
+        return [sys.executable, "-m", "engine.main", *roots, "--cgroup-parent", self.host.cgroup_parent]
 
     def pids(self, target: str) -> list[int]:
         if target in ("engine", "supervisor"):
@@ -155,10 +155,6 @@ class Gantry(Victim):
         assert self._process is not None
         self._process.wait(30)
         found = self.host.leftovers()
-        # Other engines on this machine have the same parent cgroup.
-        ours = [path for path in found.pop("cgroups", []) if any(ident in path for ident in self.ids)]
-        if ours:
-            found["cgroups"] = ours
         for path in (self.host.data_root / "engine.db", self.containerd / "meta.db"):
             with contextlib.closing(sqlite3.connect(path)) as database:
                 verdict = database.execute("PRAGMA integrity_check").fetchone()[0]

@@ -15,9 +15,9 @@ from tests.support.engine import Engine
 from tests.support.host import PrivateHost, wait_for
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def unharmed(engine: Engine) -> Iterator[None]:
-    """After all these errors the engine runs a container."""
+    """After every error the engine runs a container."""
     yield
     assert engine.docker("run", "--rm", "busybox", "echo", "fine").stdout == "fine\n"
 

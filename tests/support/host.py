@@ -87,7 +87,8 @@ class PrivateHost:
                 os.rmdir(f"{root}{self.cgroup_parent}")
 
     def _cgroups(self) -> set[str]:
-        return cgroup_directories(self.cgroup_parent)
+        """Those of our engines, and others that carry this host's name."""
+        return {path for path in cgroup_directories(self.cgroup_parent, "/gantry") if self.base.name in path}
 
     def command(self, *arguments: str) -> list[str]:
         """``arguments`` as a command line that runs inside."""
