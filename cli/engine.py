@@ -23,5 +23,5 @@ def client(arguments: argparse.Namespace, *, start: bool = False) -> Client:
 class Parser(argparse.ArgumentParser):
     """argparse with Docker's exit status for a wrong command line."""
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> None:  # type: ignore[override]  # the base class says it never returns; exit() does the same
         self.exit(125, f"gantry: {message} (see '{self.prog} --help')\n")

@@ -144,8 +144,9 @@ def page(versions: dict[str, str], results: Sequence[Result], command: str) -> s
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `{command}`: every row measures Gantry and the real peers in one run, in turn, each in a private",
-        "host of its own on the same machine. Only ratios carry over to other machines: below 1.00 Gantry needs less.",
+        f"Made by `{command}`:",
+        "every row measures Gantry and the real peers in one run, in turn, each in a private host of its own on one",
+        "machine. Only ratios carry over to other machines: below 1.00 Gantry needs less.",
         "",
         "![ratios](benchmarks.svg)",
         "",
