@@ -100,7 +100,6 @@ DIFFERENCES: tuple[tuple[str, str, str], ...] = (
     ("GET *", ".body*.IPAM.Config", "null, as in Docker 28"),
     ("GET */bad/json", ".body*", "a start that failed leaves no network sandbox and no files behind to be named"),
     ("GET */top*", ".body.Processes*", "process numbers"),
-    ("GET *", ".body*.Status", "seconds"),
     ("GET */stats*", ".body.*", "cgroup numbers"),
     (
         "GET /images/made/*",

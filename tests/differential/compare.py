@@ -23,6 +23,7 @@ _MASKS = (
     (re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)"), "<time>"),
     (re.compile(r"\b1(72|92)\.\d+\.\d+\.\d+\b"), "<address>"),
     (re.compile(r"02:42(:[0-9a-f]{2}){4}"), "<mac>"),
+    (re.compile(r"Less than a second|\b\d+ seconds?\b"), "<seconds>"),
     (re.compile(r"/tmp/gantry-host-[^/\"]+"), "<host>"),
 )
 _NUMBERS = frozenset({"Created", "Pid", "Size", "VirtualSize", "SizeRw", "SizeRootFs", "LayersSize", "SpaceReclaimed"})

@@ -58,8 +58,8 @@ def test_what_can_change_does(configured: Configured) -> None:
         lambda: engine.docker("run", "--rm", "busybox", "echo", "on", check=False).stdout == "on\n", "a new container"
     )
     assert engine.docker("inspect", "-f", "{{.State.Running}} {{.RestartCount}}", container).stdout == "true 0\n"
-    events = engine.docker("events", "--since", "10m", "--until", "0s", "--filter", "type=daemon").stdout
-    assert "daemon reload" in events
+    asked = ("events", "--since", "10m", "--until", "0s", "--filter", "type=daemon")
+    wait_for(lambda: "daemon reload" in engine.docker(*asked).stdout, "the event")
 
 
 @pytest.mark.parametrize("text", ["{", '{"nonsense": 1}', "[]"])

@@ -69,6 +69,7 @@ def test_detached_exec_kill_and_events(ctr: Ctr, tmp_path: Path) -> None:
     events = tmp_path / "events"
     with events.open("wb") as sink:
         watcher = ctr.daemon.host.popen(*ctr.command("events"), stdout=sink)
+        wait_for(lambda: ctr.check("namespaces", "label", "ctr", "seen=1") or events.read_text(), "the first event")
         rootfs = str(ctr.daemon.lower)
         ctr.check("run", "--detach", *RUN[2:], "--rootfs", rootfs, "c3", "sleep", "100")
         assert "RUNNING" in ctr.check("tasks", "list")

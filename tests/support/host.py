@@ -158,8 +158,9 @@ class PrivateHost:
     def inner_pid(self, pid: int) -> str:
         """The number the process ``pid`` has inside this host; empty when it has gone or lives elsewhere."""
         with contextlib.suppress(OSError):
-            level, numbers = len(nspid(self.pid)) - 1, nspid(pid)
-            return numbers[level] if len(numbers) > level else ""
+            # The number alone tells nothing: each host on this machine has a process 17.
+            if self._within(pid, os.readlink(f"/proc/{self.pid}/ns/pid")):
+                return nspid(pid)[len(nspid(self.pid)) - 1]
         return ""
 
     def pids_of(self, *words: str) -> list[int]:

@@ -145,9 +145,7 @@ class Supervisor:
     def init_pid(self, id: str) -> int:
         """Outer pid of the container's first process."""
         inner = (self.bundle(id) / "init.pid").read_text().strip()
-        return next(
-            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self.host.inner_pid(pid) == inner
-        )
+        return next(pid for pid in self.host.processes() if self.host.inner_pid(pid) == inner)
 
     def bundle(self, id: str) -> Path:
         return self.state / "io.containerd.runtime.v2.task" / NAMESPACE / id
