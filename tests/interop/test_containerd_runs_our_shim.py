@@ -1,6 +1,6 @@
 """The distribution's own containerd runs containers with our shim, started cold by its command line.
 
-With 1.6 as installed, and with trixie's 1.7 where ``GANTRY_CONTAINERD_17`` names a directory that holds its ``bin``.
+With 1.6 as installed, and with trixie's 1.7 where ``tests/install-newer-peers`` unpacked it.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ import pytest
 from protos.shim_messages import RUNTIME_INFO
 from tests.support.host import PrivateHost, wait_for
 from tests.support.images import busybox_rootfs
+from tests.support.newer import MISSING, newer_program
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "/run/containerd/test.sock"
 RUNTIME = "io.containerd.py.v2"
-NEWER = os.environ.get("GANTRY_CONTAINERD_17", "")
+NEWER = newer_program("usr/bin/containerd")
 COUNT = "i=0; while [ $i -lt {0} ]; do i=$((i+1)); echo $i; sleep 0.05; done; exit {1}"
 
 
 class Containerd:
     """A real containerd in a private host; ``ctr`` runs beside it."""
 
-    def __init__(self, host: PrivateHost, programs: str) -> None:
+    def __init__(self, host: PrivateHost, program: str) -> None:
+        """``program`` is the daemon, with its client beside it; "" means the installed one."""
         self.host = host
         self.rootfs = host.base / "rootfs"
         self.rootfs.mkdir()
@@ -42,8 +44,9 @@ class Containerd:
         entry = "import sys; from shim.main import main; sys.exit(main())"
         shim.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -P -c '{entry}' \"$@\"\n")
         shim.chmod(0o755)
-        self._containerd = shutil.which("containerd", path=programs or None)
-        self._ctr = shutil.which("ctr", path=programs or None)
+        path = os.path.dirname(program) or None
+        self._containerd = shutil.which("containerd", path=path)
+        self._ctr = shutil.which("ctr", path=path)
         assert self._containerd and self._ctr, "install containerd"
         self._config = host.base / "config.toml"
         self._config.write_text(
@@ -101,7 +104,7 @@ class Containerd:
 
 @pytest.fixture(
     scope="module",
-    params=["", pytest.param(NEWER, marks=pytest.mark.skipif(not NEWER, reason="GANTRY_CONTAINERD_17 is not set"))],
+    params=["", pytest.param(NEWER, marks=pytest.mark.skipif(NEWER is None, reason=MISSING))],
     ids=["installed", "1.7"],
 )
 def containerd(request: pytest.FixtureRequest) -> Iterator[Containerd]:
@@ -203,21 +206,24 @@ def test_a_logging_program(containerd: Containerd) -> None:
     containerd.remove("logged")
 
 
-def test_events_come_in_order(containerd: Containerd) -> None:
-    events = containerd.host.popen("ctr", "--address", ADDRESS, "events", stdout=subprocess.PIPE)
-    wait_for(lambda: containerd.host.pids_of("ctr", "events"), "the listener")
-    assert containerd.run("told", "true").returncode == 0
-    assert events.stdout is not None
-    topics = []
-    while "/tasks/delete" not in topics:
-        line = events.stdout.readline().decode()
-        if "/tasks/" in line and "told" in line:
-            topics.append(next(word for word in line.split() if word.startswith("/tasks/")))
-    for pid in containerd.host.pids_of("ctr", "events"):
-        os.kill(pid, signal.SIGTERM)
-    events.wait(10)
-    events.stdout.close()
-    assert topics == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+def test_events_come_in_order(containerd: Containerd, tmp_path: Path) -> None:
+    events = tmp_path / "events"
+    with events.open("wb") as sink:
+        watcher = containerd.host.popen("ctr", "--address", ADDRESS, "events", stdout=sink)
+        # A listener that runs may not have subscribed yet: something happens until it has seen it.
+        wait_for(lambda: containerd.ctr("namespaces", "label", "default", "k=v") and events.read_text(), "an event")
+        assert containerd.run("told", "true").returncode == 0
+        wait_for(lambda: "/tasks/delete" in task_topics(events, "told"), "the last event")
+        for pid in containerd.host.pids_of("ctr", "events"):
+            os.kill(pid, signal.SIGTERM)
+        watcher.wait(10)
+    assert task_topics(events, "told") == ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"]
+
+
+def task_topics(events: Path, name: str) -> list[str]:
+    """Topics of the events about the task ``name`` that ``ctr events`` wrote, in order."""
+    lines = (line for line in events.read_text().splitlines() if "/tasks/" in line and name in line)
+    return [next(word for word in line.split() if word.startswith("/tasks/")) for line in lines]
 
 
 def test_what_the_shim_says_of_itself() -> None:
