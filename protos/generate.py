@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ROOT / "protos" / "containerd"
+SOURCES = (ROOT / "protos" / "containerd", ROOT / "protos" / "buildkit")
 
 
 def generate(out: Path) -> None:
     """Write the stubs of every .proto below ``out``, in the layout of the repository."""
-    sources = sorted(SOURCES.glob("*.proto"))
+    sources = sorted(source for directory in SOURCES for source in directory.glob("*.proto"))
     with_services = [s for s in sources if "\nservice " in s.read_text()]
     compiler = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}"]
     # The compiler looks for its plugins on PATH, and they lie beside the interpreter.

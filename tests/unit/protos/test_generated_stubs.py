@@ -9,7 +9,8 @@ from protos.generate import SOURCES, generate
 
 def test_stubs_are_fresh(tmp_path: Path) -> None:
     generate(tmp_path)
-    made = sorted((tmp_path / "protos" / "containerd").iterdir())
-    assert made
-    stale = [path.name for path in made if path.read_bytes() != (SOURCES / path.name).read_bytes()]
-    assert stale == [], "run python -m protos.generate"
+    for source in SOURCES:
+        made = sorted((tmp_path / "protos" / source.name).iterdir())
+        assert made
+        stale = [path.name for path in made if path.read_bytes() != (source / path.name).read_bytes()]
+        assert stale == [], "run python -m protos.generate"
