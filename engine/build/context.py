@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from engine.build.trees import Node
@@ -53,6 +53,9 @@ class Context:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    async def prepare(self, sources: Iterable[str]) -> None:
+        """Called before ``sources`` (patterns of COPY) are looked at; everything is here already."""
 
     def receive(self, read: Read) -> None:
         """Take the whole plain tar that ``read`` gives. Raises ``DataLoss``, ``InvalidArgument``, ``OSError``.

@@ -72,6 +72,7 @@ class Filer:
         if origin is not None:
             content = origin.id
         else:
+            await self._solver.context.prepare(sources)
             everything = Request("/x/", tuple(sources), tuple(_inline(step, state)), owner=None)
             content = await asyncio.to_thread(_content, everything, self._solver.context)
         options = (step.target, step.chown, step.chmod, *step.exclude)
@@ -88,13 +89,14 @@ class Filer:
         if stage is not None:
             return (await self._solver.stage(stage.number)).chain
         name = state.expand(step.from_, step.source)
-        return (await self._solver.images.resolve(name, "", log)).chain
+        return (await self._solver.image(name, "", log)).chain
 
     @contextlib.asynccontextmanager
     async def _source(self, step: Transfer, state: State, log: StageLog) -> AsyncIterator[Tree]:
         """What files come from, as a tree."""
         origin = await self._origin(step, state, log)
         if origin is None:
+            await self._solver.context.prepare(state.expand(text, step.source) for text in step.sources)
             yield self._solver.context
             return
         async with self._solver.workshop.tree(origin) as tree:

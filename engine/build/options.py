@@ -23,6 +23,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     platform: Platform | None = None
     no_cache: bool = False
+    no_cache_stages: tuple[str, ...] = ()
     pull: bool = False
     network: str = ""
     host: HostConfig = HostConfig()

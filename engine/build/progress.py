@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
+from engine.build.dockerfile.errors import Warning
+
 Json = dict[str, Any]
 
 STEP = "gantry.step"
@@ -116,6 +118,10 @@ class Progress:
     def say(self, message: Json) -> None:
         """Tell something that belongs to no stage, at once."""
         self._queue.put_nowait(message)
+
+    def warn(self, warning: Warning) -> None:
+        """Tell a finding of the build checks."""
+        self.say({"stream": f"[Warning] {warning.rule}: {warning.text} (line {warning.lines.first})\n"})
 
     def close(self) -> None:
         """The end; what stages still hold is shown first."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from engine.build.solver import Solver
 
 SECRET_MODE, SECRET_DIRECTORY = 0o400, "/run/secrets"
+AGENT_MODE, AGENT_DIRECTORY, AGENT_VARIABLE = 0o600, "/run/buildkit", "SSH_AUTH_SOCK"
+DEFAULT_AGENT = "default"
 CACHE_MODE = 0o755
 SCRIPT_MODE = 0o755
 
@@ -42,6 +44,7 @@ class Mounts(NamedTuple):
 
     mounts: tuple[Mount, ...]
     keys: tuple[str, ...]
+    environment: tuple[str, ...] = ()
 
 
 class CacheDirectories:
@@ -112,6 +115,7 @@ class RunMounts:
         """The mounts of ``step``. Raises ``DockerfileError`` for what this engine cannot give."""
         found: list[Mount] = []
         keys: list[str] = []
+        environment: list[str] = []
         async with contextlib.AsyncExitStack() as stack:
             for mount in step.mounts:
                 target = state.absolute(state.expand(mount.target, step.source)) if mount.target else ""
@@ -121,10 +125,9 @@ class RunMounts:
                 elif mount.type == "cache":
                     found.append(await self._cache(step, mount, target, stack))
                 elif mount.type == "secret":
-                    found += self._secret(step, mount, target, stack)
+                    found += await self._secret(step, mount, target, stack, environment)
                 elif mount.type == "ssh":
-                    if mount.required:
-                        raise DockerfileError("RUN --mount=type=ssh: no agent was forwarded", step.source.lines)
+                    found += await self._agent(step, mount, target, stack, environment)
                 else:
                     bind, content = await self._bind(step, mount, target, state, stage, log, stack)
                     found.append(bind)
@@ -133,7 +136,7 @@ class RunMounts:
             if script is not None:
                 found.append(self._script(script, stack))
                 keys.append(script.content)
-            yield Mounts(tuple(found), tuple(keys))
+            yield Mounts(tuple(found), tuple(keys), tuple(environment))
 
     def _script(self, script: Heredoc, stack: contextlib.AsyncExitStack) -> Mount:
         """The here-document that is a program of its own (it begins with ``#!``)."""
@@ -149,13 +152,36 @@ class RunMounts:
         path = await stack.enter_async_context(self._solver.caches.use(mount, target))
         return Mount("bind", path, target.rstrip("/"), mount.read_only)
 
-    def _secret(self, step: Run, mount: RunMount, target: str, stack: contextlib.AsyncExitStack) -> list[Mount]:
+    async def _agent(
+        self, step: Run, mount: RunMount, target: str, stack: contextlib.AsyncExitStack, environment: list[str]
+    ) -> list[Mount]:
+        """The client's ssh agent; the step finds it by ``SSH_AUTH_SOCK``."""
+        path = await stack.enter_async_context(self._solver.client.agent(mount.id or DEFAULT_AGENT))
+        if path is None:
+            if mount.required:
+                raise DockerfileError("RUN --mount=type=ssh: no agent was forwarded", step.source.lines)
+            return []
+        os.chmod(path, mount.mode if mount.mode is not None else AGENT_MODE)
+        os.chown(path, mount.uid, mount.gid)
+        number = sum(entry.startswith(AGENT_VARIABLE) for entry in environment)
+        place = target or f"{AGENT_DIRECTORY}/ssh_agent.{number}"
+        if not number:
+            environment.append(f"{AGENT_VARIABLE}={place}")
+        return [Mount("bind", path, place)]
+
+    async def _secret(
+        self, step: Run, mount: RunMount, target: str, stack: contextlib.AsyncExitStack, environment: list[str]
+    ) -> list[Mount]:
         name = mount.id or os.path.basename(mount.source or mount.target)
-        value = self._solver.options.secrets.get(name)
+        value = await self._solver.client.secret(name)
         if value is None:
             if mount.required:
                 raise DockerfileError(f"RUN --mount=type=secret: secret {name}: not found", step.source.lines)
             return []
+        if mount.env:
+            environment.append(f"{mount.env}={value.decode(errors='surrogateescape')}")
+            if not target:
+                return []
         path = self._scratch(stack)
         with open(path, "wb", opener=lambda p, f: os.open(p, f, 0o600)) as file:
             file.write(value)
@@ -209,7 +235,7 @@ class RunMounts:
         other = find_stage(solver.plan.stages, mount.from_, stage.number)
         if other is not None:
             return (await solver.stage(other.number)).chain
-        return (await solver.images.resolve(state.expand(mount.from_, step.source), "", log)).chain
+        return (await solver.image(state.expand(mount.from_, step.source), "", log)).chain
 
 
 def _content_key(tree: StageTree, path: str) -> str:

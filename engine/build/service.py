@@ -12,13 +12,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import structlog
 
 from engine.build import inline
 from engine.build.cache import BuildCache, Entry, Prune
+from engine.build.client import Client, Given
 from engine.build.context import Context
 from engine.build.dockerfile.errors import DockerfileError, excerpt
 from engine.build.dockerfile.parser import parse
@@ -120,6 +121,17 @@ class BuildService:
 
     async def _planned(self, source: bytes, context: Context, options: BuildOptions, progress: Progress) -> Decoded:
         """Plan, solve, export."""
+        async with self.solved(source, context, options, progress, Given(options)) as built:
+            return await self.export(built, options)
+
+    @contextlib.asynccontextmanager
+    async def solved(
+        self, source: bytes, context: Context, options: BuildOptions, progress: Progress, client: Client
+    ) -> AsyncIterator[Built]:
+        """The target stage of the Dockerfile ``source``, which the cache keeps while the block lasts.
+
+        Raises ``DockerfileError`` and the errors of steps; ``failed_lines`` tells where they come from.
+        """
         wanted = options.platform or self._images.catalog.wanted
         planned = plan(
             parse(source),
@@ -128,14 +140,13 @@ class BuildService:
             target=options.target,
         )
         _warn(planned, options, progress)
-        bases = BaseImages(self._images, options)
+        bases = BaseImages(self._images, options, client)
         run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
-        await self._take_caches(options, progress)
+        await self._take_caches(options, progress, client)
         async with self.cache.session() as session:
-            parts = Parts(session, self._workshop, self._runner, bases, self.caches, run_directory)
+            parts = Parts(session, self._workshop, self._runner, bases, self.caches, run_directory, client)
             try:
-                built = await Solver(planned, context, options, progress, parts, wanted).solve()
-                return await self._export(built, options)
+                yield await Solver(planned, context, options, progress, parts, wanted).solve()
             except BaseException:
                 self.cache.note_failure()
                 raise
@@ -143,9 +154,9 @@ class BuildService:
                 bases.close()
                 await asyncio.to_thread(shutil.rmtree, run_directory, ignore_errors=True)
 
-    async def _take_caches(self, options: BuildOptions, progress: Progress) -> None:
+    async def _take_caches(self, options: BuildOptions, progress: Progress, client: Client) -> None:
         """``--cache-from``: steps of images, pulled where they are not here. One that cannot be had is passed over."""
-        bases = BaseImages(self._images, options)
+        bases = BaseImages(self._images, options, client)
         for name in options.cache_from:
             log_of_pull = progress.silent()
             try:
@@ -154,7 +165,7 @@ class BuildService:
             except GantryError as error:
                 progress.say({"stream": f"[Warning] no cache from {name}: {error.message}\n"})
 
-    async def _export(self, built: Built, options: BuildOptions) -> Decoded:
+    async def export(self, built: Built, options: BuildOptions) -> Decoded:
         """The image of the target stage, under every name asked for."""
         images = self._images
         blobs = tuple(layer.blob for layer in built.chain.layers)
@@ -202,7 +213,7 @@ def _warn(planned: Plan, options: BuildOptions, progress: Progress) -> None:
     if unused:
         progress.say({"stream": f"[Warning] One or more build-args {unused} were not consumed\n"})
     for warning in planned.warnings:
-        progress.say({"stream": f"[Warning] {warning.rule}: {warning.text} (line {warning.lines.first})\n"})
+        progress.warn(warning)
 
 
 def _record(entry: Entry, *, in_use: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import msgspec
 
 from engine.build import inline
 from engine.build.cache import Entry, Session, key_of
+from engine.build.client import Client
 from engine.build.context import Context
 from engine.build.copying import Request, members
 from engine.build.copying import key as content_key
@@ -31,7 +32,7 @@ from engine.build.progress import Progress, StageLog
 from engine.build.progress import Step as StepName
 from engine.build.runmounting import CacheDirectories, RunMounts
 from engine.build.running import Command, Runner, shown_command
-from engine.build.sources import BaseImages
+from engine.build.sources import Base, BaseImages
 from engine.build.stagetree import StageTree
 from engine.build.state import State, changed, command_words, initial
 from engine.build.workshop import Chain, Workshop
@@ -49,6 +50,7 @@ class Parts(NamedTuple):
     images: BaseImages
     caches: CacheDirectories
     run_directory: str
+    client: Client
 
 
 class Built(NamedTuple):
@@ -70,11 +72,11 @@ class Solver:
         self.context = context
         self.options = options
         self.progress = progress
-        self.cache, self.workshop, self.runner, self.images, self.caches, self.run_directory = parts
+        self.cache, self.workshop, self.runner, self.images, self.caches, self.run_directory, self.client = parts
         self.platform = platform
         self.mounts = RunMounts(self)
         self._tasks: dict[int, asyncio.Task[Built]] = {}
-        self._context_chain: asyncio.Task[Chain] | None = None
+        self._files: dict[str, asyncio.Task[Chain]] = {}
         self._steps = sum(1 + len(plan.stages[n].steps) for n in plan.needed)
 
     async def solve(self) -> Built:
@@ -91,8 +93,8 @@ class Solver:
         except BaseExceptionGroup as errors:
             raise _first(errors) from None
         finally:
-            if self._context_chain is not None:
-                self._context_chain.cancel()
+            for files in self._files.values():
+                files.cancel()
         return self._tasks[self.plan.target].result()
 
     async def stage(self, number: int) -> Built:
@@ -101,13 +103,24 @@ class Solver:
 
     async def context_chain(self) -> Chain:
         """The context as a file system that can be mounted."""
-        if self._context_chain is None:
-            self._context_chain = asyncio.create_task(self._whole_context())
-        return await asyncio.shield(self._context_chain)
+        return await self._chain_of("", self.context)
 
-    async def _whole_context(self) -> Chain:
+    async def image(self, name: str, platform: str, log: StageLog) -> Base:
+        """The image ``name``, or the context that the client has put in its place."""
+        given = await self.client.named(name)
+        if given is None or isinstance(given, str):
+            return await self.images.resolve(given or name, platform, log)
+        return Base("", _nothing(self.platform), await self._chain_of(name, given))
+
+    async def _chain_of(self, name: str, context: Context) -> Chain:
+        if name not in self._files:
+            self._files[name] = asyncio.create_task(self._whole(context))
+        return await asyncio.shield(self._files[name])
+
+    async def _whole(self, context: Context) -> Chain:
+        await context.prepare((".",))
         request = Request("/", (".",), owner=None)
-        found = await asyncio.to_thread(members, request, self.context, StageTree([]))
+        found = await asyncio.to_thread(members, request, context, StageTree([]))
         key = key_of("context", await asyncio.to_thread(content_key, found), str(self.options.epoch))
         async with self.cache.making(key):
             entry = await self.cache.get(key)
@@ -183,13 +196,10 @@ class _StageRun:
             self.chain, self._parent, self._trail = base.chain, base.parent, base.trail
             history, author = base.state.history, base.state.author
         elif stage.base == SCRATCH:
-            image = ImageConfig(
-                solver.platform.architecture, solver.platform.os, RootFS(()), variant=solver.platform.variant,
-                config=ExecutionConfig(working_dir="/"),
-            )  # fmt: skip
+            image = _nothing(solver.platform)
             history, author = (), ""
         else:
-            found = await solver.images.resolve(stage.base, stage.platform, self._log)
+            found = await solver.image(stage.base, stage.platform, self._log)
             image, self.chain, self._parent = found.config, found.chain, found.id
             history, author = image.history, image.author
         triggers = image.config.on_build or ()
@@ -236,7 +246,8 @@ class _StageRun:
 
     async def _known(self, key: str) -> Entry | None:
         """The cached result of ``key``, unless the cache is not wanted."""
-        if self._solver.options.no_cache:
+        options = self._solver.options
+        if options.no_cache or self._stage.title in options.no_cache_stages:
             return None
         entry = await self._solver.cache.get(key)
         if entry is not None:
@@ -313,7 +324,7 @@ class _StageRun:
                 step.network, step.security, mounts.keys, solver.platform.architecture,
             )  # fmt: skip
             command = Command(
-                words, tuple(environment), state.config.user, state.config.working_dir,
+                words, (*environment, *mounts.environment), state.config.user, state.config.working_dir,
                 _network(step.network, solver.options.network), step.security == "insecure", mounts.mounts, shown,
             )  # fmt: skip
             async with solver.cache.making(key):
@@ -338,6 +349,17 @@ class _StageRun:
                 self._log.output(text)
 
         return take
+
+
+def _nothing(platform: Platform) -> ImageConfig:
+    """The configuration of ``scratch``."""
+    return ImageConfig(
+        platform.architecture,
+        platform.os,
+        RootFS(()),
+        variant=platform.variant,
+        config=ExecutionConfig(working_dir="/"),
+    )
 
 
 @contextlib.contextmanager

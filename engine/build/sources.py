@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from typing import NamedTuple
 
+from engine.build.client import Client
 from engine.build.options import BuildOptions
 from engine.build.progress import StageLog
 from engine.build.workshop import Chain
 from engine.images.assembly import NewLayer
 from engine.images.catalog import parse_platform
-from engine.images.credentials import Credentials
 from engine.images.records import Decoded
 from engine.images.service import ImageService
 from oci import reference as references
@@ -32,8 +32,9 @@ class Base(NamedTuple):
 class BaseImages:
     """Finds base images for one build."""
 
-    def __init__(self, images: ImageService, options: BuildOptions) -> None:
+    def __init__(self, images: ImageService, options: BuildOptions, client: Client) -> None:
         self._images = images
+        self._client = client
         self._options = options
         self._found: dict[tuple[str, str], asyncio.Task[Base]] = {}
 
@@ -80,7 +81,7 @@ class BaseImages:
 
     async def _pull(self, name: str, wanted: Platform | None, log: StageLog) -> None:
         reference = references.parse(name).tagged()
-        credentials = self._options.credentials.get(reference.host, Credentials())
+        credentials = await self._client.credentials(reference.host)
         async for message in self._images.transfers.pull(reference, credentials, wanted):
             log.say(message)
 
