@@ -6,9 +6,10 @@ Rule: an expression that containerd takes is taken here and selects the same obj
     filter    := selector ("," selector)*            all must hold; several filters are alternatives
     selector  := path [("==" | "!=" | "~=") value]   without an operator: the field is there and not empty
     path      := field ("." field)*
-    field     := quoted | letter (letter | digit | "_")*
+    field     := quoted | (letter | digit | "_" | "-")+
     value     := quoted | any characters but white space and ","
 
+White space before a field, an operator or a value is passed over; elsewhere it is an error.
 Quoted is a Go string in double quotes. A value of ``~=`` may also stand between ``|`` or ``/``, backslashes unchanged.
 """
 
@@ -24,7 +25,8 @@ from oci.errors import InvalidArgument
 Lookup = Callable[[tuple[str, ...]], str | None]
 """The value of the field at a path; None when the object has no such field."""
 
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SPACE = re.compile(r"\s*")
+_FIELD = re.compile(r"[A-Za-z0-9_-]+")
 _OPERATOR = re.compile(r"[=!~]=")
 _VALUE = re.compile(r"[^\s,]+")
 _QUOTED = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
@@ -73,9 +75,12 @@ class Parser:
         path = [self._field()]
         while self._take("."):
             path.append(self._field())
+        if self.at == len(self.text) or self.text[self.at] == ",":
+            return Selector(tuple(path), "", "")
+        self._skip_space()
         operator = _OPERATOR.match(self.text, self.at)
         if operator is None:
-            return Selector(tuple(path), "", "")
+            raise self._error("expected an operator (==, != or ~=)")
         self.at = operator.end()
         value = self._value(operator[0])
         if operator[0] != "~=":
@@ -86,6 +91,7 @@ class Parser:
             raise self._error(f"invalid regular expression: {error}") from None
 
     def _field(self) -> str:
+        self._skip_space()
         if self.text.startswith('"', self.at):
             return self._quoted()
         found = _FIELD.match(self.text, self.at)
@@ -95,6 +101,7 @@ class Parser:
         return found[0]
 
     def _value(self, operator: str) -> str:
+        self._skip_space()
         first = self.text[self.at : self.at + 1]
         if first == '"':
             return self._quoted()
@@ -126,6 +133,11 @@ class Parser:
         if simple in _SIMPLE_ESCAPES:
             return _SIMPLE_ESCAPES[simple]
         raise self._error(f"unknown escape {found[0]}")
+
+    def _skip_space(self) -> None:
+        found = _SPACE.match(self.text, self.at)
+        assert found is not None
+        self.at = found.end()
 
     def _take(self, character: str) -> bool:
         if not self.text.startswith(character, self.at):

@@ -1,4 +1,7 @@
-"""containerd's own client against containerd-py: import an image, run it, exec in it, watch its events."""
+"""containerd's own clients against containerd-py: every command they have for images, snapshots, tasks and events.
+
+Rule: the client of the release here (1.6) and the newer one (1.7, where it was fetched) are given the same work.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ import pytest
 
 from tests.integration.tasks.supervisor import OWN_RUNTIME, Supervisor, supervisor
 from tests.support.host import wait_for
+from tests.support.newer import MISSING, newer_program
+from tests.support.registry import running_registry
 
 pytestmark = pytest.mark.skipif(shutil.which("ctr") is None, reason="needs containerd's client ctr (apt: containerd)")
+NEWER = newer_program("usr/bin/ctr")
 
 RUN = ("run", "--rm", "--runtime", OWN_RUNTIME, "--env", "PATH=/bin")  # ctr gives a plain directory no PATH
 IMAGE = "docker.io/library/interop:latest"
@@ -25,11 +31,12 @@ IMAGE = "docker.io/library/interop:latest"
 class Ctr:
     """``ctr`` inside the private host."""
 
-    def __init__(self, daemon: Supervisor) -> None:
+    def __init__(self, daemon: Supervisor, program: str) -> None:
         self.daemon = daemon
+        self.program = program
 
     def command(self, *arguments: str) -> list[str]:
-        return ["ctr", "--address", str(self.daemon.address), "--namespace", "ctr", *arguments]
+        return [self.program, "--address", str(self.daemon.address), "--namespace", "ctr", *arguments]
 
     def run(self, *arguments: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[str]:
         return self.daemon.host.run(*self.command(*arguments), stdin=stdin)
@@ -38,10 +45,24 @@ class Ctr:
         return self.daemon.host.check(*self.command(*arguments), stdin=stdin)
 
 
-@pytest.fixture(scope="module")
-def ctr(busybox_tar: bytes) -> Iterator[Ctr]:
+def keep(ctr: Ctr, make: tuple[str, ...], label: tuple[str, ...], stdin: bytes | None = None) -> None:
+    """Make an object and hold it by a label: until then it is nobody's, and a collection may come between the two."""
+
+    def held() -> bool:
+        ctr.run(*make, stdin=stdin)
+        return ctr.run(*label, "containerd.io/gc.root=yes").returncode == 0
+
+    wait_for(held, f"what {make} makes")
+
+
+@pytest.fixture(
+    scope="module",
+    params=["ctr", pytest.param(NEWER, marks=pytest.mark.skipif(NEWER is None, reason=MISSING))],
+    ids=["installed", "1.7"],
+)
+def ctr(request: pytest.FixtureRequest, busybox_tar: bytes) -> Iterator[Ctr]:
     with supervisor(busybox_tar) as daemon:
-        yield Ctr(daemon)
+        yield Ctr(daemon, request.param)
 
 
 def test_version(ctr: Ctr) -> None:
@@ -96,6 +117,93 @@ def test_detached_exec_kill_and_events(ctr: Ctr, tmp_path: Path) -> None:
     assert positions == sorted(positions)
 
 
+def test_a_terminal(ctr: Ctr) -> None:
+    """``ctr run -t`` wants a terminal itself: util-linux's script gives it one."""
+    inner = ctr.command("run", "-t", *RUN[1:], "--rootfs", str(ctr.daemon.lower), "tty", "sh", "-c", "'tty; exit 5'")
+    done = ctr.daemon.host.run("script", "-qec", " ".join(inner), "/dev/null")
+    assert done.returncode == 5, done.stdout
+    assert "/dev/" in done.stdout and "not a tty" not in done.stdout
+    inner = ctr.command("run", "-d", "-t", *RUN[2:], "--rootfs", str(ctr.daemon.lower), "tty2", "cat")
+    assert ctr.daemon.host.run("script", "-qec", " ".join(inner), "/dev/null").returncode == 0
+    assert "RUNNING" in ctr.check("tasks", "list")
+    ctr.check("tasks", "delete", "--force", "tty2")
+    ctr.check("containers", "delete", "tty2")
+
+
+def test_containers_by_hand(ctr: Ctr) -> None:
+    rootfs = str(ctr.daemon.lower)
+    ctr.check("containers", "create", "--runtime", OWN_RUNTIME, "--env", "PATH=/bin", "--rootfs", rootfs, "h1", "id")
+    assert "h1" in ctr.check("containers", "list")
+    assert json.loads(ctr.check("containers", "info", "h1"))["Runtime"]["Name"] == OWN_RUNTIME
+    assert ctr.check("containers", "label", "h1", "k=v").strip() == "k=v"
+    assert ctr.check("containers", "list", "--quiet", "labels.k==v").split() == ["h1"]
+    assert "uid=0" in ctr.check("tasks", "start", "h1")
+    assert ctr.check("tasks", "list", "--quiet") == "", "start deletes the task that it waited for"
+    ctr.check("containers", "delete", "h1")
+    assert "not found" in ctr.run("containers", "info", "h1").stderr
+
+
+def test_images_go_to_a_registry_and_come_back(ctr: Ctr, image_archive: Path) -> None:
+    with running_registry(ctr.daemon.host.base / "registry", host=ctr.daemon.host) as registry:
+        name = f"{registry}/interop:1"
+        ctr.check("images", "import", str(image_archive))
+        ctr.check("images", "tag", IMAGE, name)
+        ctr.check("images", "push", "--plain-http", name)
+        digests = set(ctr.check("content", "list", "--quiet").split())
+        ctr.check("images", "remove", "--sync", IMAGE, name)
+        assert ctr.check("content", "list", "--quiet") == ""
+        ctr.check("images", "pull", "--plain-http", name)
+        assert set(ctr.check("content", "list", "--quiet").split()) <= digests
+        assert ctr.run(*RUN, name, "p1", "sh", "-c", "exit 6").returncode == 6
+        ctr.check("content", "fetch", "--plain-http", name)
+        assert "not found" in ctr.run("images", "pull", "--plain-http", f"{registry}/interop:none").stderr
+        ctr.check("images", "remove", "--sync", name)
+
+
+def test_snapshots_by_hand(ctr: Ctr, image_archive: Path) -> None:
+    ctr.check("images", "import", str(image_archive))
+    heading, layer = ctr.check("snapshots", "list").splitlines()
+    assert heading.split() == ["KEY", "PARENT", "KIND"] and layer.split()[1] == "Committed"
+    parent = layer.split()[0]
+    ctr.check("snapshots", "prepare", "work", parent)
+    keep(ctr, ("snapshots", "view", "look", parent), ("snapshots", "label", "look"))
+    assert ctr.check("snapshots", "tree").split() == [parent, "\\_", "look", "\\_", "work"]
+    assert json.loads(ctr.check("snapshots", "info", "work"))["Parent"] == parent
+    ctr.check("snapshots", "label", "work", "k=v")
+    target = ctr.daemon.host.base / "mounted"
+    target.mkdir()
+    command = ctr.check("snapshots", "mounts", str(target), "work").strip()
+    assert command.startswith("mount -t overlay")
+    ctr.daemon.host.check(*command.split())
+    ctr.daemon.host.check("sh", "-c", f"echo new >{target}/new && umount {target}")
+    sizes = {line.split()[0]: line.split()[1:] for line in ctr.check("snapshots", "usage").splitlines()[1:]}
+    assert set(sizes) == {parent, "work", "look"}
+    assert sizes["work"] != sizes["look"], "the new file counts"
+    assert ctr.daemon.host.run(*ctr.command("snapshots", "diff", "work")).returncode == 0
+    ctr.check("snapshots", "commit", "done", "work")
+    assert "Committed" in next(line for line in ctr.check("snapshots", "list").splitlines() if line.startswith("done"))
+    ctr.check("snapshots", "remove", "look")
+    ctr.check("snapshots", "remove", "done")
+    ctr.check("images", "remove", "--sync", IMAGE)
+    assert len(ctr.check("snapshots", "list").splitlines()) == 1, "the heading"
+
+
+def test_prune(ctr: Ctr, image_archive: Path) -> None:
+    """Layers are forgotten once they are unpacked; the image still runs, and what no image names goes."""
+    ctr.check("images", "import", str(image_archive))
+    layer = ctr.check("snapshots", "list").splitlines()[1].split()[0]
+    assert layer in ctr.check("content", "list", "--quiet").split()
+    ctr.check("content", "prune", "references")
+    wait_for(lambda: layer not in ctr.check("content", "list", "--quiet").split(), "the layer to go")
+    assert ctr.run(*RUN, IMAGE, "u1", "true").returncode == 0
+    if ctr.program == NEWER:
+        ctr.check("images", "prune", "--all")
+        assert ctr.check("images", "list", "--quiet") == ""
+    else:
+        ctr.check("images", "remove", "--sync", IMAGE)
+    wait_for(lambda: ctr.check("content", "list", "--quiet") == "", "the rest to go")
+
+
 def test_image_from_an_archive(ctr: Ctr, image_archive: Path) -> None:
     assert IMAGE in ctr.check("images", "import", str(image_archive))
     done = ctr.run(*RUN, IMAGE, "c4", "sh", "-c", "echo x > /written; cat /written; exit 3")
@@ -127,8 +235,8 @@ def test_content_by_hand(ctr: Ctr) -> None:
     data = b"some content\n" * 1000
     digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
     ctr.check("leases", "create", "--id", "held")
-    ctr.check("content", "ingest", "--expected-digest", digest, "--expected-size", str(len(data)), "ref", stdin=data)
-    ctr.check("content", "label", digest, "containerd.io/gc.root=yes")
+    expected = ("--expected-digest", digest, "--expected-size", str(len(data)))
+    keep(ctr, ("content", "ingest", *expected, "ref"), ("content", "label", digest), stdin=data)
     assert ctr.check("content", "get", digest).encode() == data
     assert "gc.root" in ctr.check("content", "list")
     assert ctr.run("content", "ingest", "--expected-digest", "sha256:" + "0" * 64, "bad", stdin=data).returncode != 0

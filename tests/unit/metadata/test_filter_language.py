@@ -34,6 +34,10 @@ LABELS = {"foo": "bar", "io.x/y.z": "v w", "quote": 'a"b', "slash": "a/b"}
         ('labels.foo=="\\x62\\u0061\\162"', True),
         ("target.digest==sha256:1", True),
         ("", True),
+        ("id==x, name==docker.io/library/a:1", True),
+        (" id == x", True),
+        (' labels. "foo" ~= |^b|', True),
+        ("1-id!=x", True),
     ],
 )
 def test_what_matches(expression: str, expected: bool) -> None:
@@ -48,7 +52,22 @@ def test_several_are_alternatives_and_none_is_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "expression", ["=", "id==", "id=x", "id==x,", ",id", "id..x", 'id=="x', "id==x y", "name~=(", "1id", 'id=="\\q"']
+    "expression",
+    [
+        "=",
+        "id==",
+        "id=x",
+        "id==x,",
+        ",id",
+        "id..x",
+        'id=="x',
+        "id==x y",
+        "name~=(",
+        "1id x",
+        "id ,name",
+        "id==x ,name",
+        'id=="\\q"',
+    ],
 )
 def test_what_is_refused_with_its_place(expression: str) -> None:
     with pytest.raises(InvalidArgument, match="filter"):
