@@ -276,11 +276,13 @@ def _await_start(task: InitTask, program: process.Program, sets: capabilities.Ca
     """Wait for ``start`` to connect, then execute; a failure goes to whoever connected."""
     task.channel.close()
     connection, _ = task.listener.accept()
+    while not connection.recv(1):  # whoever connected was killed before it said so: the next one will
+        connection.close()
+        connection, _ = task.listener.accept()
     try:
-        if connection.recv(1):
-            hooks.run_hooks("startContainer", task.hooks("startContainer"), {**task.state, "status": "created"})
-            child.lock_down(task.seccomp, sets, task.privileges)
-            process.execute(program, task.options.preserve_fds)
+        hooks.run_hooks("startContainer", task.hooks("startContainer"), {**task.state, "status": "created"})
+        child.lock_down(task.seccomp, sets, task.privileges)
+        process.execute(program, task.options.preserve_fds)
     except BaseException as error:
         _report(connection, error)
     os._exit(255)

@@ -21,15 +21,17 @@ KILL_SECONDS = 10.0
 """How long ``delete --force`` waits for a killed init to be gone (runc: 10 s)."""
 
 
-def start_container(runtime: Runtime, container_id: str) -> None:
+def start_container(runtime: Runtime, container_id: str, *, resume: bool) -> None:
     """See ``Runtime.start``."""
     container = state.load(runtime.root, container_id)
     status = container.status()
+    if resume and status in ("stopped", "paused"):
+        return  # both come after a start
     if status == "stopped":
         raise InvalidState("cannot start a container that has stopped")
-    if status != "created":
+    if status != "created" and not resume:
         raise InvalidState(f"cannot start a container in the {status} state")
-    answer = _release(container)
+    answer = _release(container, state.START_SOCKET if status == "created" else state.STARTED_SOCKET)
     if answer:
         name, _, text = answer.partition("\n")
         kind = errors.BY_NAME.get(name, RuntimeFailure)
@@ -45,19 +47,24 @@ def start_container(runtime: Runtime, container_id: str) -> None:
         raise
 
 
-def _release(container: state.ContainerState) -> str:
-    """Connect to init and let it go on; what it answers before ``execve`` closes the connection is its failure."""
+def _release(container: state.ContainerState, name: str) -> str:
+    """Connect to init and let it go on; what it answers before ``execve`` closes the connection is its failure.
+
+    A start that was cut off goes on through ``STARTED_SOCKET``: an init that was not told yet still listens there, one
+    that was told closes it as it executes.
+    """
     from runc_py import light, messages
 
-    path = f"{container.directory}/{state.START_SOCKET}"
     directory = os.open(container.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with light.open_socket(light.AF_UNIX, light.SOCK_SEQPACKET) as connection:
-            connection.connect(f"/proc/self/fd/{directory}/{state.START_SOCKET}")
-            os.unlink(path)
+            connection.connect(f"/proc/self/fd/{directory}/{name}")
+            os.rename(f"{container.directory}/{name}", f"{container.directory}/{state.STARTED_SOCKET}")
             connection.send(b"s")
             message = messages.receive(connection)
     except (ConnectionError, FileNotFoundError) as error:
+        if name == state.STARTED_SOCKET:
+            return ""
         raise ProcessFailure(f"cannot start container {container.id}: its init is gone ({error.strerror})") from error
     finally:
         os.close(directory)

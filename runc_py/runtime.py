@@ -76,11 +76,14 @@ class Runtime:
         options = CreateOptions(stdio, rootfs, no_pivot, keyring, preserve_fds, console_size, notify_socket)
         return create_container(self, container_id, bundle, options, spec)
 
-    def start(self, container_id: str) -> None:
-        """Let a created container's init execute its program; raises ``ProcessFailure`` when ``execve`` fails."""
+    def start(self, container_id: str, *, resume: bool = False) -> None:
+        """Let a created container's init execute its program; raises ``ProcessFailure`` when ``execve`` fails.
+
+        ``resume`` carries on where a start may have been killed: one that was whole is no error.
+        """
         from runc_py.lifecycle import start_container
 
-        start_container(self, container_id)
+        start_container(self, container_id, resume=resume)
 
     def exec(
         self,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 STATE_FILE = "state.json"
 START_SOCKET = "init.sock"
+STARTED_SOCKET = "started.sock"
+"""``START_SOCKET`` from the moment on at which somebody has made up their mind to start."""
 SECCOMP_FILE = "seccomp.bpf"
 
 ALLOWED = {

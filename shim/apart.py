@@ -20,6 +20,11 @@ from shim.bundle import lock_helper
 
 _LONGEST_MESSAGE = 16 << 10
 
+
+class Killed(errors.Unavailable):
+    """A fork was killed in the middle of its work: how far it came has to be found out."""
+
+
 Answer = tuple[dict[str, Any], Sequence[int]]
 """A JSON object and descriptors: what comes back from a fork."""
 
@@ -27,7 +32,7 @@ Answer = tuple[dict[str, Any], Sequence[int]]
 def apart(bundle: str, work: Callable[[], Answer]) -> tuple[dict[str, Any], list[int]]:
     """The answer of ``work``, done in a fork; its descriptors arrive as copies that are the caller's.
 
-    Raises ``GantryError`` as ``work`` does (without its traceback), and ``Internal`` when the fork died.
+    Raises ``GantryError`` as ``work`` does (without its traceback), and ``Killed``.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     parent = os.getpid()
@@ -41,7 +46,7 @@ def apart(bundle: str, work: Callable[[], Answer]) -> tuple[dict[str, Any], list
         ours.close()
         os.waitpid(pid, 0)  # from here on what it started is our child
     if packet is None:
-        raise errors.Internal("the runtime was killed in the middle of its work")
+        raise Killed("the runtime was killed in the middle of its work")
     values, descriptors = packet
     if "error" in values:
         raise getattr(errors, values["error"])(values["message"], hint=values["hint"])

@@ -113,8 +113,9 @@ class CommandLine:
             pid = int(file.read())
         return Launched(pid, os.pidfd_open(pid), console)
 
-    def start(self, container_id: str) -> None:
-        self._run(["start", container_id])
+    def start(self, container_id: str, *, resume: bool = False) -> None:
+        if not resume or self.status(container_id) == "created":
+            self._run(["start", container_id])
 
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
         path = f"{self._bundle}/exec-process.json"

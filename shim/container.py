@@ -6,6 +6,7 @@ anybody hears of it, and before that the last output is in the log.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from oci import errors
 from protos import shim_messages as messages
 from protos.shim_messages import STATUS_CREATED, STATUS_PAUSED, STATUS_RUNNING, STATUS_STOPPED
 from protos.wire import Values
+from shim.apart import Killed
 from shim.bundle import ADDED, CREATED, STARTED, STARTING, Bundle, ExitRecord
 from shim.exits import NEVER_STARTED, UNKNOWN, exit_status, status_from_zygote, status_of_orphan
 from shim.io import ProcessIO
@@ -154,8 +156,10 @@ class Container:
         self._enter(process, STARTING)
         try:
             launched = self.runtime.exec(self.container_id, process.spec, process.io.stdio)
-        except BaseException:
+        except BaseException as error:
             self.never_ran(process)
+            if isinstance(error, Killed):
+                self.end_untold_execs()
             raise
         process.launched(launched)
         process.started()
@@ -166,6 +170,22 @@ class Container:
             messages.TASK_EXEC_STARTED,
             {"container_id": self.container_id, "exec_id": process.exec_id, "pid": process.pid},
         )
+
+    def end_untold_execs(self) -> None:
+        """Kill what entered the container by an exec whose start was never answered: nobody could ever ask for it.
+
+        Such a process has its parent outside of the container, as init and the recorded execs have.
+        """
+        known = {process.pid for process in self.processes()}
+        try:
+            inside = set(self.runtime.pids(self.container_id))
+        except errors.GantryError as error:
+            report(f"the processes of {self.container_id} cannot be listed: {error}")
+            return
+        for pid in inside - known:
+            if _parent(pid) not in {0, *inside}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def never_ran(self, process: Process) -> None:
         """An exec whose start failed counts as ended, so that Wait and Delete have an answer."""
@@ -346,3 +366,12 @@ class Container:
                 time.sleep(0.001)
         if init.status != STATUS_STOPPED:
             raise errors.Internal(f"init {init.pid} of task {self.container_id} did not end after SIGKILL")
+
+
+def _parent(pid: int) -> int:
+    """The parent of ``pid``; 0 when it is gone or has none in this pid namespace."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0

@@ -58,7 +58,7 @@ class _Stub:
     def create(self, _request: runtimes.CreateRequest) -> Launched:
         return Launched(os.getpid(), os.pidfd_open(os.getpid()), None)
 
-    def start(self, _container_id: str) -> None:
+    def start(self, _container_id: str, *, resume: bool = False) -> None:
         """Nothing runs."""
 
     def __getattr__(self, name: str) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import stat
 
 from oci import errors
@@ -55,7 +54,8 @@ def restore(service: TaskService) -> None:
         container.parking.put(container.everything())
         container.watch_oom()
         _restore_status(container)
-        _end_untold_execs(container)
+        if any(process.phase == STARTING for process in container.execs.values()):
+            container.end_untold_execs()
 
 
 def _unmake(container: Container) -> None:
@@ -78,35 +78,16 @@ def _restore_status(container: Container) -> None:
         status = "running"
     container.init.status = _STATUS.get(status, STATUS_RUNNING)
     if container.init.phase == STARTING and container.init.status != STATUS_CREATED:
-        container.publish_start()
+        _finish_start(container)
 
 
-def _end_untold_execs(container: Container) -> None:
-    """Kill what entered the container by an exec whose start was never answered: nobody could ever ask for it.
-
-    Such a process has its parent outside of the container, as init and the recorded execs have.
-    """
-    if not any(process.phase == STARTING for process in container.execs.values()):
-        return
-    known = {process.pid for process in container.processes()}
+def _finish_start(container: Container) -> None:
+    """Somebody had made up their mind to start init; whether it was told, they did not live to say."""
     try:
-        inside = set(container.runtime.pids(container.container_id))
+        container.runtime.start(container.container_id, resume=True)
     except errors.GantryError as error:
-        report(f"the processes of {container.container_id} cannot be listed: {error}")
-        return
-    for pid in inside - known:
-        if _parent(pid) not in {0, *inside}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
-def _parent(pid: int) -> int:
-    """The parent of ``pid``; 0 when it is gone or has none in this pid namespace."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0
+        report(f"the start of {container.container_id} was not finished: {error}")
+    container.publish_start()
 
 
 def _restore_process(

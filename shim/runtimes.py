@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from oci import errors
@@ -17,10 +18,13 @@ from protos.shim_messages import RUNC_OPTIONS
 from protos.wire import Values
 from runc_py import errors as runc_errors
 from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
-from shim.apart import Answer, apart
+from shim.apart import Answer, Killed, apart
 
 OWN_NAMES = ("", "runc-py")
 """Values of ``Options.binary_name`` that mean the runtime in this process."""
+
+_ATTEMPTS = 5
+"""How often a fork that is killed is followed by another one."""
 
 _KINDS: tuple[tuple[type[runc_errors.RuntimeFailure], type[errors.GantryError]], ...] = (
     (runc_errors.ContainerNotFound, errors.NotFound),
@@ -53,8 +57,8 @@ class TaskRuntime(Protocol):
     def create(self, request: CreateRequest) -> Launched:
         """Make a container whose init waits; ``stdio`` None means that the spec asks for a terminal."""
 
-    def start(self, container_id: str) -> None:
-        """Let init execute the program."""
+    def start(self, container_id: str, *, resume: bool = False) -> None:
+        """Let init execute the program; ``resume``: carry on where a start may have been killed."""
 
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
         """Run another process in it."""
@@ -116,7 +120,17 @@ class InProcess:
         self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
 
     def create(self, request: CreateRequest) -> Launched:
-        return self._launched(lambda: self._create(request))
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(Killed):
+                return self._create_apart(request)
+        return self._create_apart(request)
+
+    def _create_apart(self, request: CreateRequest) -> Launched:
+        try:
+            return self._launched(lambda: self._create(request))
+        except Killed:
+            self.delete(request.container_id)  # what it had made so far
+            raise
 
     def _launched(self, launch: Callable[[], Launched]) -> Launched:
         """What ``launch`` gives in a fork. The process is this one's child."""
@@ -140,12 +154,17 @@ class InProcess:
                 no_new_keyring=request.no_new_keyring,
             )
 
-    def start(self, container_id: str) -> None:
-        apart(self._bundle, lambda: self._start(container_id))
+    def start(self, container_id: str, *, resume: bool = False) -> None:
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(Killed):
+                apart(self._bundle, partial(self._start, container_id, resume))
+                return
+            resume = True
+        apart(self._bundle, partial(self._start, container_id, resume))
 
-    def _start(self, container_id: str) -> Answer:
+    def _start(self, container_id: str, resume: bool) -> Answer:
         with _translated("OCI runtime start failed: "):
-            self._runtime.start(container_id)
+            self._runtime.start(container_id, resume=resume)
         return {}, ()
 
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from runc_py import syscalls
+from runc_py import light, state, syscalls
 from runc_py.runtime import Runtime, Stdio
 from tests.integration.runc_py.conftest import Bundle, cgroups_of
 
@@ -221,3 +221,40 @@ def test_the_runtime_dies_at_each_step_of_init(bundle: Bundle, monkeypatch: pyte
     os.close(reader)
     os.close(writer)
     assert steps
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_start_that_was_killed_is_carried_on_with(bundle: Bundle, told: bool) -> None:
+    """Whoever starts connects, renames the socket, says so: killed in between, the next one gets init to run once."""
+    bundle.shell("echo ran; exit 7")
+    bundle.save()
+    reader, writer = os.pipe()
+    launched = bundle.runtime.create(bundle.id, str(bundle.directory), stdio=Stdio(0, writer, 2))
+    os.close(writer)
+    directory = f"{bundle.state}/{bundle.id}"
+    for name in (state.START_SOCKET, state.STARTED_SOCKET):
+        with light.open_socket(light.AF_UNIX, light.SOCK_SEQPACKET) as dying:
+            dying.connect(f"{directory}/{name}")
+            os.rename(f"{directory}/{name}", f"{directory}/{state.STARTED_SOCKET}")
+            if told and name == state.STARTED_SOCKET:
+                dying.send(b"s")
+    bundle.runtime.start(bundle.id, resume=True)
+    _, status = os.waitpid(launched.pid, 0)
+    bundle.runtime.start(bundle.id, resume=True)
+    with open(reader, "rb") as file:
+        assert (os.waitstatus_to_exitcode(status), file.read()) == (7, b"ran\n")
+    os.close(launched.pidfd)
+    bundle.runtime.delete(bundle.id)
+
+
+def test_a_start_that_was_killed_before_it_was_one_leaves_a_created_container(bundle: Bundle) -> None:
+    bundle.shell("exit 3")
+    bundle.save()
+    launched = bundle.runtime.create(bundle.id, str(bundle.directory))
+    with light.open_socket(light.AF_UNIX, light.SOCK_SEQPACKET) as dying:
+        dying.connect(f"{bundle.state}/{bundle.id}/{state.START_SOCKET}")
+    assert bundle.runtime.state(bundle.id)["status"] == "created"
+    bundle.runtime.start(bundle.id)
+    assert os.waitstatus_to_exitcode(os.waitpid(launched.pid, 0)[1]) == 3
+    os.close(launched.pidfd)
+    bundle.runtime.delete(bundle.id)

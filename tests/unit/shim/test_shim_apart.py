@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from oci import errors
+from runc_py.runtime import Launched, Stdio
 from shim import rehearsal
-from shim.apart import apart
+from shim.apart import Killed, apart
 from shim.bundle import claim, lock_helper
+from shim.runtimes import CreateRequest, InProcess, no_options
 
 
 def test_values_and_descriptors_come_back(tmp_path: Path) -> None:
@@ -41,8 +43,65 @@ def test_a_killed_fork_is_an_error_and_no_zombie(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         return {}, []
 
-    with pytest.raises(errors.Internal):
+    with pytest.raises(Killed):
         apart(str(tmp_path), work)
+
+
+class Mortal:
+    """A runtime whose first attempts are killed in the middle; notes in a file what is asked of it."""
+
+    def __init__(self, journal: Path, deaths: int) -> None:
+        self.journal, self.deaths = journal, deaths
+        journal.touch()
+
+    def _note(self, word: str) -> None:
+        with self.journal.open("a") as file:
+            file.write(f"{word}\n")
+
+    def _perhaps_die(self) -> None:
+        if len([word for word in self.words() if word != "delete"]) <= self.deaths:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def words(self) -> list[str]:
+        return self.journal.read_text().split()
+
+    def create(self, *_: object, **_options: object) -> Launched:
+        self._note("create")
+        self._perhaps_die()
+        return Launched(os.getpid(), os.open("/dev/null", os.O_RDONLY), None)
+
+    def start(self, _container_id: str, *, resume: bool) -> None:
+        self._note("resume" if resume else "start")
+        self._perhaps_die()
+
+    def delete(self, _container_id: str, *, force: bool) -> None:
+        self._note("delete")
+
+
+def mortal(tmp_path: Path, deaths: int) -> tuple[InProcess, Mortal]:
+    inner = Mortal(tmp_path / "journal", deaths)
+    runtime = InProcess(str(tmp_path), "cgroupfs", str(tmp_path))
+    runtime.__dict__["_runtime"] = inner
+    return runtime, inner
+
+
+def test_a_create_whose_fork_is_killed_is_undone_and_done_again(tmp_path: Path) -> None:
+    runtime, inner = mortal(tmp_path, 2)
+    os.close(runtime.create(CreateRequest("a", str(tmp_path), Stdio(0, 1, 2), [], no_options())).pidfd)
+    assert inner.words() == ["create", "delete", "create", "delete", "create"]
+
+
+def test_a_create_that_is_killed_every_time_leaves_nothing(tmp_path: Path) -> None:
+    runtime, inner = mortal(tmp_path, 100)
+    with pytest.raises(Killed):
+        runtime.create(CreateRequest("a", str(tmp_path), Stdio(0, 1, 2), [], no_options()))
+    assert inner.words()[-2:] == ["create", "delete"]
+
+
+def test_a_start_whose_fork_is_killed_is_carried_on_with(tmp_path: Path) -> None:
+    runtime, inner = mortal(tmp_path, 2)
+    runtime.start("a")
+    assert inner.words() == ["start", "resume", "resume"]
 
 
 _SHIM = """
