@@ -199,6 +199,7 @@ class Connection:
             answer = await self._answer(event, body)
             if isinstance(answer, Hijack):
                 await self._drop(watcher)
+                await self._skip_body(event)
                 await self._hijack(event, answer)
                 return False
             waits = self._http.they_are_waiting_for_100_continue
@@ -214,18 +215,26 @@ class Connection:
             await self._drop(watcher)
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE and not self._eof
 
+    async def _skip_body(self, event: h11.Request) -> None:
+        """What a hijacking request declared as its body is no input: dockerode sends attach's options there once more."""
+        if _header(event, b"content-length") not in (b"", b"0") and self._http.their_state is h11.SEND_BODY:
+            await self._read_body(DRAIN_BYTES)
+
     async def _finish_body(self, waits: bool) -> None:
         """Read the rest of a small body that no handler wanted: then the connection can carry another request."""
-        left = 0 if waits else DRAIN_BYTES
+        if await self._read_body(0 if waits else DRAIN_BYTES) and self._http.their_state is h11.SEND_BODY:
+            await self._linger()
+
+    async def _read_body(self, left: int) -> bool:
+        """Read up to ``left`` bytes of the request's body, for a few seconds; False when the client went away."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):
                 while left > 0 and self._http.their_state is h11.SEND_BODY:
                     event = await self._event()
                     left -= len(event.data) if isinstance(event, h11.Data) else 0
                     if isinstance(event, h11.ConnectionClosed):
-                        return
-        if self._http.their_state is h11.SEND_BODY:
-            await self._linger()
+                        return False
+        return True
 
     async def _linger(self) -> None:
         """Let a client that still sends read its answer first: closing now would reset the connection under it."""

@@ -176,6 +176,20 @@ def test_hijack_takes_pipelined_bytes_and_half_close(tmp_path: Path) -> None:
     run(tmp_path, head, upgraded, b"late", None, ended)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_declared_body_is_no_input_of_a_hijack(tmp_path: Path, at_once: bool) -> None:
+    async def upgraded(reader: asyncio.StreamReader) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readexactly(5) == b"INPUT"
+
+    async def pause(reader: asyncio.StreamReader) -> None:
+        await asyncio.sleep(0.05)
+
+    head = b"POST /hijack HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 8\r\n\r\n"
+    steps = (head + b'{"a": 1}input',) if at_once else (head, pause, b'{"a": 1}', pause, b"input")
+    run(tmp_path, *steps, upgraded)
+
+
 def test_a_client_that_is_gone_cancels_its_handler(tmp_path: Path) -> None:
     async def go() -> None:
         handlers = Handlers()
