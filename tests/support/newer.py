@@ -19,3 +19,12 @@ def newer_program(path: str) -> str | None:
 def compose_program() -> str | None:
     """Compose v2: the newer release's, else the one on PATH."""
     return newer_program("usr/libexec/docker/cli-plugins/docker-compose") or shutil.which("docker-compose")
+
+
+NODE_MODULES = Path(os.environ.get("GANTRY_TEST_NODE", "/var/cache/gantry-tests/node")) / "node_modules"
+NODE_MISSING = "node or dockerode is missing: bash tests/install-node-clients"
+
+
+def has_dockerode() -> bool:
+    """Whether Node and the package that ``tests/install-node-clients`` fetches are here."""
+    return shutil.which("node") is not None and (NODE_MODULES / "dockerode" / "package.json").exists()
