@@ -15,12 +15,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import cast
 
 import grpc
 import structlog
 
 from containerd_py.exchange import LocalExchange
 from containerd_py.interfaces import ContainerStore
+from containerd_py.services.calls import BothDoors, Calls
 from containerd_py.services.events import EventsService
 from containerd_py.services.tasks import TasksService
 from containerd_py.settings import Settings
@@ -81,14 +83,17 @@ async def _serve(settings: Settings) -> None:
         exchange = LocalExchange()
         server = grpc.aio.server(options=GRPC_OPTIONS)
         stores = open_stores(settings, exchange, stack)
-        serve_stores(server, stores, settings)
-        close_events = await shim_events.serve(settings.ttrpc_address, exchange)
+        calls = Calls()
+        doors = cast(grpc.aio.Server, BothDoors(server, calls))
+        serve_stores(doors, stores, settings)
+        close_events = await shim_events.serve(settings.ttrpc_address, exchange, calls)
         stack.callback(close_events)
         manager = await start_tasks(settings, stores.containers, exchange, reaper, stack)
-        tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager), server)
-        events_pb2_grpc.add_EventsServicer_to_server(EventsService(exchange), server)
+        tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager), doors)
+        events_pb2_grpc.add_EventsServicer_to_server(EventsService(exchange), doors)
         stores.collector.start()
         await _listen(server, settings.address)
+        calls.open()
         _log.info("serving", address=settings.address, root=settings.root, state=settings.state, pid=os.getpid())
         await stopping.wait()
         _log.info("stopping; containers go on", tasks=len(manager.init_pids()))

@@ -1,6 +1,7 @@
 """The engine's one door to containerd (ours or the real one): a gRPC channel and typed stubs.
 
-Rule: nothing above this module sees ``grpc``; a failed call raises the taxonomy's error for its status code.
+Rule: nothing above this module sees ``grpc``; a failed call raises the taxonomy's error for its status code. With a
+supervisor of ours, once ``ready`` has found it, most calls take the short way of ``engine.calls``.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc.aio
 
+from engine.calls import Calls, Channel
 from oci import errors
 from oci.hostpaths import ENGINE_NAMESPACE
 from protos.containerd import (
@@ -62,20 +64,22 @@ class Backend:
         self.address = address.removeprefix("unix://")
         self.namespace = namespace
         self.metadata = (("containerd-namespace", namespace),)
+        self._calls = Calls(f"{self.address}.ttrpc")
         self._channel = grpc.aio.insecure_channel(f"unix:{self.address}", options=OPTIONS)
-        self.version = self._bind(version_pb2_grpc.VersionStub(self._channel))
-        self.introspection = self._bind(introspection_pb2_grpc.IntrospectionStub(self._channel))
-        self.namespaces = self._bind(namespaces_pb2_grpc.NamespacesStub(self._channel))
-        self.content = self._bind(content_pb2_grpc.ContentStub(self._channel))
-        self.images = self._bind(images_pb2_grpc.ImagesStub(self._channel))
-        self.snapshots = self._bind(snapshots_pb2_grpc.SnapshotsStub(self._channel))
-        self.diff = self._bind(diff_pb2_grpc.DiffStub(self._channel))
-        self.containers = self._bind(containers_pb2_grpc.ContainersStub(self._channel))
-        self.tasks = self._bind(tasks_pb2_grpc.TasksStub(self._channel))
-        self.events = self._bind(events_pb2_grpc.EventsStub(self._channel))
-        self.leases = self._bind(leases_pb2_grpc.LeasesStub(self._channel))
-        self.transfer = self._bind(transfer_pb2_grpc.TransferStub(self._channel))
-        self.streaming = self._bind(streaming_pb2_grpc.StreamingStub(self._channel))
+        channel = cast(grpc.aio.Channel, Channel(self._channel, self._calls))
+        self.version = self._bind(version_pb2_grpc.VersionStub(channel))
+        self.introspection = self._bind(introspection_pb2_grpc.IntrospectionStub(channel))
+        self.namespaces = self._bind(namespaces_pb2_grpc.NamespacesStub(channel))
+        self.content = self._bind(content_pb2_grpc.ContentStub(channel))
+        self.images = self._bind(images_pb2_grpc.ImagesStub(channel))
+        self.snapshots = self._bind(snapshots_pb2_grpc.SnapshotsStub(channel))
+        self.diff = self._bind(diff_pb2_grpc.DiffStub(channel))
+        self.containers = self._bind(containers_pb2_grpc.ContainersStub(channel))
+        self.tasks = self._bind(tasks_pb2_grpc.TasksStub(channel))
+        self.events = self._bind(events_pb2_grpc.EventsStub(channel))
+        self.leases = self._bind(leases_pb2_grpc.LeasesStub(channel))
+        self.transfer = self._bind(transfer_pb2_grpc.TransferStub(channel))
+        self.streaming = self._bind(streaming_pb2_grpc.StreamingStub(channel))
 
     def _bind(self, stub: S) -> S:
         """``stub`` with our metadata as every method's default; a caller's own ``metadata=`` replaces it."""
@@ -96,6 +100,8 @@ class Backend:
                 f"containerd at {self.address} did not answer within {seconds:g} s",
                 hint="is containerd-py running? see its log",
             ) from None
+        await self._calls.probe()
 
     async def close(self) -> None:
+        self._calls.close()
         await self._channel.close(None)

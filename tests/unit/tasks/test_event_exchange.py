@@ -12,6 +12,7 @@ import pytest
 
 from containerd_py import exchange as exchange_module
 from containerd_py.exchange import LocalExchange, Subscription, check_topic
+from containerd_py.services.calls import Calls
 from containerd_py.tasks import shim_events
 from oci import errors
 from protos import ttrpc
@@ -142,7 +143,9 @@ def test_shim_forwards_over_ttrpc(tmp_path: Path) -> None:
     async def body() -> None:
         bus = LocalExchange()
         subscription = bus.subscribe()
-        close = await shim_events.serve(path, bus)
+        calls = Calls()
+        calls.open()
+        close = await shim_events.serve(path, bus, calls)
         reader, writer = await asyncio.open_unix_connection(path)
         payload = shim_events_pb2.ForwardRequest(envelope=envelope("a")).SerializeToString()
         for stream, method in ((1, "Forward"), (3, "Forward"), (5, "Other")):
