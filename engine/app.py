@@ -61,7 +61,7 @@ class App:
         self.bus = EventBus()
         self.networks = NetworkService(self.store, self.bus, paths.exec_root, options=config)
         users = _Users()
-        self.images = ImageService(self.backend, self.bus, users, config.insecure_registries)
+        self.images = ImageService(self.backend, self.bus, users, config.insecure_registries, config.registry_mirrors)
         self.containers = ContainerService(self.store, self.backend, self.bus, self.images, self.networks, paths)
         self.containers.cgroup_parent = config.cgroup_parent
         users.containers = self.containers
@@ -132,7 +132,7 @@ class App:
         """Go on with ``config``, of which only ``engine.config.LIVE`` may be new."""
         self.config = config
         self.system.reconfigure(config)
-        self.images.registries.reconfigure(config.insecure_registries)
+        self.images.registries.reconfigure(config.insecure_registries, config.registry_mirrors)
         if self._supervisor is not None:
             flags = registry_flags(config)
             self._jobs.append(

@@ -216,7 +216,7 @@ class Connection:
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE and not self._eof
 
     async def _skip_body(self, event: h11.Request) -> None:
-        """What a hijacking request declared as its body is no input: dockerode sends attach's options there once more."""
+        """What a hijacking request declared as its body is no input: dockerode says its options there once more."""
         if _header(event, b"content-length") not in (b"", b"0") and self._http.their_state is h11.SEND_BODY:
             await self._read_body(DRAIN_BYTES)
 

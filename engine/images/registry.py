@@ -7,8 +7,10 @@ distribution-spec 1.1, Docker token authentication.
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 TOTAL_SECONDS, CONNECT_SECONDS = 60, 15
 MAX_ANSWER = 8 << 20
@@ -49,9 +52,13 @@ class Registry:
     def __init__(self, registries: Registries) -> None:
         self._registries = registries
 
-    def _base(self, host: str) -> str:
-        where = f"registry-1.{host}" if host == DEFAULT_HOST else host
-        return f"https://{where}"
+    async def _first(self, host: str, credentials: Credentials, ask: Callable[[str, Credentials], Awaitable[T]]) -> T:
+        """What ``ask`` gets at the first mirror of ``host`` that answers, which learns no password, or at ``host``."""
+        *mirrors, own = self._registries.bases(host)
+        for mirror in mirrors:
+            with contextlib.suppress(GantryError):
+                return await ask(mirror, Credentials())
+        return await ask(own, credentials)
 
     async def login(self, credentials: Credentials) -> Json:
         """``POST /auth``: Docker's answer; raises ``Unauthenticated`` when the registry refuses."""
@@ -59,7 +66,7 @@ class Registry:
         host = urlsplit(address if "//" in address else f"//{address}").netloc or DEFAULT_HOST
         if host == f"index.{DEFAULT_HOST}":
             host = DEFAULT_HOST
-        url = f"{self._base(host)}/v2/"
+        url = f"{self._registries.bases(host)[-1]}/v2/"
         try:
             await self._get(url, credentials, "")
         except (Unauthenticated, PermissionDenied) as error:
@@ -68,19 +75,28 @@ class Registry:
 
     async def tags(self, reference: Reference, credentials: Credentials) -> list[str]:
         """Every tag of a repository."""
-        found: list[str] = []
-        url: str | None = f"{self._base(reference.host)}/v2/{reference.path}/tags/list"
-        while url is not None:
-            raw, headers = await self._get(url, credentials, f"repository:{reference.path}:pull")
-            found += msgspec.json.decode(raw).get("tags") or []
-            link = re.search(r'<([^>]+)>;\s*rel="?next', headers.get("Link", ""))
-            url = None if link is None else _joined(self._base(reference.host), link[1])
-        return found
+
+        async def ask(base: str, credentials: Credentials) -> list[str]:
+            found: list[str] = []
+            url: str | None = f"{base}/v2/{reference.path}/tags/list"
+            while url is not None:
+                raw, headers = await self._get(url, credentials, f"repository:{reference.path}:pull")
+                found += msgspec.json.decode(raw).get("tags") or []
+                link = re.search(r'<([^>]+)>;\s*rel="?next', headers.get("Link", ""))
+                url = None if link is None else _joined(base, link[1])
+            return found
+
+        return await self._first(reference.host, credentials, ask)
 
     async def distribution(self, reference: Reference, credentials: Credentials) -> Json:
         """``GET /distribution/{name}/json``: the descriptor and platforms of a name in its registry."""
+        return await self._first(
+            reference.host, credentials, lambda base, found: self._distribution(base, reference, found)
+        )
+
+    async def _distribution(self, base: str, reference: Reference, credentials: Credentials) -> Json:
         scope = f"repository:{reference.path}:pull"
-        base = f"{self._base(reference.host)}/v2/{reference.path}"
+        base = f"{base}/v2/{reference.path}"
         url = f"{base}/manifests/{reference.digest or reference.tag}"
         try:
             raw, headers = await self._get(url, credentials, scope, accept=", ".join(MANIFESTS))

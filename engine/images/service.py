@@ -53,7 +53,14 @@ class ImageService:
 
     containers: CommitSource | None = None
 
-    def __init__(self, backend: Backend, bus: EventBus, users: ContainerUse, insecure: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        bus: EventBus,
+        users: ContainerUse,
+        insecure: Iterable[str] = (),
+        mirrors: Iterable[str] = (),
+    ) -> None:
         self.containerd = Containerd(backend)
         self.catalog = Catalog(self.containerd)
         self.names = Names(self.containerd, self.catalog)
@@ -63,7 +70,7 @@ class ImageService:
         self.sizes = Sizes(self.containerd)
         self.views = Views(self.containerd, self.catalog, self.sizes)
         self.listing = Listing(self.catalog)
-        self.registries = registries = Registries(insecure)
+        self.registries = registries = Registries(insecure, mirrors)
         self.registry = Registry(registries)
         self.transfers = Transfers(self.containerd, self.catalog, self.unpacker, self.names, self.tell, registries)
         self.remover = Remover(self.containerd, self.catalog, users, self.tell)

@@ -25,7 +25,7 @@ from engine.images.streams import Stream, cancelled, pack
 from engine.images.unpack import Unpacker
 from oci.errors import GantryError, NotFound, PermissionDenied, Unauthenticated
 from oci.image import Descriptor, Platform
-from oci.reference import Reference
+from oci.reference import DEFAULT_HOST, Reference
 from oci.trust import Trust, trust_of
 from protos.containerd import transfer_pb2, transfer_types_pb2, types_pb2
 
@@ -37,12 +37,18 @@ LOCAL = ("localhost", "127.", "[::1]")
 class Registries:
     """How registries are reached: ``insecure`` ones and those on this machine may be spoken to by plain HTTP."""
 
-    def __init__(self, insecure: Iterable[str] = ()) -> None:
-        self._insecure = frozenset(insecure)
+    def __init__(self, insecure: Iterable[str] = (), mirrors: Iterable[str] = ()) -> None:
+        self.reconfigure(insecure, mirrors)
 
-    def reconfigure(self, insecure: Iterable[str]) -> None:
-        """Other insecure registries from now on."""
+    def reconfigure(self, insecure: Iterable[str], mirrors: Iterable[str] = ()) -> None:
+        """Other insecure registries, and mirrors (base URLs) of the default one, from now on."""
         self._insecure = frozenset(insecure)
+        self._mirrors = tuple(url.rstrip("/") for url in mirrors)
+
+    def bases(self, host: str) -> tuple[str, ...]:
+        """Base URLs where ``host`` may be asked: its mirrors, at the end itself."""
+        where = f"registry-1.{host}" if host == DEFAULT_HOST else host
+        return (*(self._mirrors if host == DEFAULT_HOST else ()), f"https://{where}")
 
     def plain(self, host: str) -> bool:
         """Whether ``host`` may be spoken to by HTTP."""
