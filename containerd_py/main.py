@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 
-from containerd_py.settings import Settings
+from containerd_py.settings import Settings, Tcp
 from containerd_py.tasks import helpers
 from oci.errors import GantryError
 from oci.hostpaths import default_paths
@@ -28,6 +28,20 @@ SOCKET_PATH_LIMIT = 100
 """``sun_path`` holds 108 bytes; the longest of our names adds a suffix."""
 
 STOP_SECONDS = 15.0
+
+KEYS = (
+    "root",
+    "state",
+    "grpc.address",
+    "grpc.tcp_address",
+    "grpc.tcp_tls_cert",
+    "grpc.tcp_tls_key",
+    "grpc.tcp_tls_ca",
+    "debug.level",
+    "metrics.address",
+    "metrics.grpc_histogram",
+)
+"""What is read of containerd's configuration file."""
 
 
 class StartError(Exception):
@@ -65,8 +79,15 @@ def _parser() -> argparse.ArgumentParser:
         "--config",
         "-c",
         metavar="FILE",
-        help="containerd's configuration file, TOML (root, state, grpc.address, debug.level)",
+        help="containerd's configuration file, TOML (root, state, grpc, debug.level, metrics)",
     )
+    add("--debug", action="store_const", const="debug", dest="log_level", help="the same as --log-level debug")
+    add("--tcp-address", metavar="HOST:PORT", help="serve gRPC on TCP too")
+    add("--tls-cert", metavar="FILE", help="our certificate for TCP, PEM")
+    add("--tls-key", metavar="FILE", help="its key")
+    add("--tls-ca", metavar="FILE", help="authority that signed the clients' certificates: no other client is let in")
+    add("--insecure-tcp", action="store_true", help="let anybody in who reaches the port")
+    add("--metrics-address", metavar="HOST:PORT", help="serve Prometheus metrics at /v1/metrics")
     add("--insecure-registry", action="append", metavar="HOST[:PORT]", help="speak plain HTTP with this registry")
     add("--registry-mirror", action="append", metavar="URL", help="ask this mirror of Docker Hub first")
     commands = parser.add_subparsers(dest="command", metavar="command")
@@ -92,7 +113,20 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         log_level=arguments.log_level or file.get("debug.level") or "info",
         insecure_registries=tuple(arguments.insecure_registry or ()),
         registry_mirrors=tuple(arguments.registry_mirror or ()),
+        tcp=Tcp(
+            arguments.tcp_address or file.get("grpc.tcp_address", ""),
+            arguments.tls_cert or file.get("grpc.tcp_tls_cert", ""),
+            arguments.tls_key or file.get("grpc.tcp_tls_key", ""),
+            arguments.tls_ca or file.get("grpc.tcp_tls_ca", ""),
+            arguments.insecure_tcp,
+        ),
+        metrics_address=arguments.metrics_address or file.get("metrics.address", ""),
+        grpc_histogram=file.get("metrics.grpc_histogram") == "true",
     )
+    if settings.tcp.address:
+        from containerd_py.tcp import check
+
+        check(settings.tcp)
     for path in (settings.ttrpc_address, f"{settings.state}/s/{'0' * 32}"):
         if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
             raise StartError(f"socket path {path} is longer than {SOCKET_PATH_LIMIT} bytes: choose a shorter --state")
@@ -113,10 +147,12 @@ def _read_config(path: str | None) -> dict[str, str]:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise StartError(f"configuration file {path}: {error}") from error
     found: dict[str, str] = {}
-    for name in ("root", "state", "grpc.address", "debug.level"):
+    for name in KEYS:
         value: object = data
         for part in name.split("."):
             value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, bool):
+            value = str(value).lower()
         if isinstance(value, str) and value:
             found[name] = value
     return found

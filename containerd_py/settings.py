@@ -5,6 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
+class Tcp(NamedTuple):
+    """Where to listen (``HOST:PORT``; "" for nowhere), and PEM files: our certificate, its key, the clients' CA."""
+
+    address: str = ""
+    certificate: str = ""
+    key: str = ""
+    authority: str = ""
+    insecure: bool = False
+    """Whether strangers on the network are wanted."""
+
+
 class Settings(NamedTuple):
     """What the command line and the configuration file say. Paths are absolute; ``address`` is a plain path."""
 
@@ -14,6 +25,9 @@ class Settings(NamedTuple):
     log_level: str
     insecure_registries: tuple[str, ...] = ()
     registry_mirrors: tuple[str, ...] = ()
+    tcp: Tcp = Tcp()
+    metrics_address: str = ""
+    grpc_histogram: bool = False
 
     @property
     def ttrpc_address(self) -> str:

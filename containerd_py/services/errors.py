@@ -6,19 +6,23 @@ call ``context.abort`` themselves. The numbers of ``oci.errors.Code`` are gRPC's
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import functools
 import inspect
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 
 from containerd_py.interfaces import Scope
+from containerd_py.metrics.rpcs import RPCS, Method, method_of
 from oci.errors import Code, FailedPrecondition, GantryError, InvalidArgument
+from protos.ttrpc import LATER
 
 C = TypeVar("C", bound=type)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -69,6 +73,11 @@ def scope(context: Context) -> Scope:
     return Scope(identifier(namespace, "namespace"), lease)
 
 
+def later(context: Context) -> bool:
+    """Whether the caller does not wait for the disk (``ttrpc.LATER``)."""
+    return LATER in (context.invocation_metadata() or ())
+
+
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The status and the text a client sees for ``error``."""
     if isinstance(error, GantryError):
@@ -78,43 +87,67 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
 
 
-async def _refuse(context: Context, method: str, error: Exception) -> None:
+async def _refuse(context: Context, method: Method, request: Any, error: Exception) -> None:
     code, details = status_of(error)
+    about = {"method": f"{method.service}/{method.name}", "container_id": getattr(request, "container_id", None)}
     if code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}:
-        log.error("call failed", method=method, error=details, exc_info=error)
+        log.error("call failed", **about, error=details, exc_info=error)
+    else:
+        log.debug("call refused", **about, status=code.name, error=details)
     await context.abort(code, details)
 
 
-def _unary(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    name = method.__qualname__
+@contextlib.contextmanager
+def _counted(method: Method) -> Iterator[None]:
+    """A call in the counters, with how it ended."""
+    RPCS.started[method] += 1
+    began = time.monotonic()
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except Exception as error:
+        code, _ = status_of(error)
+        raise
+    finally:
+        RPCS.ended(method, code, time.monotonic() - began)
 
-    @functools.wraps(method)
-    async def call(self: Any, request: Any, context: Context) -> Any:
+
+def _unary(call: Callable[..., Awaitable[Any]], method: Method) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(call)
+    async def counted(self: Any, request: Any, context: Context) -> Any:
         try:
-            return await method(self, request, context)
+            with _counted(method):
+                RPCS.received[method] += 1
+                answer = await call(self, request, context)
+                RPCS.sent[method] += 1
+                return answer
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            return await _refuse(context, name, error)
+            return await _refuse(context, method, request, error)
 
-    return call
+    return counted
 
 
-def _stream(method: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncIterator[Any]]:
-    name = method.__qualname__
-
-    @functools.wraps(method)
-    async def call(self: Any, request: Any, context: Context) -> AsyncIterator[Any]:
+def _stream(call: Callable[..., AsyncGenerator[Any, None]], method: Method) -> Callable[..., AsyncIterator[Any]]:
+    @functools.wraps(call)
+    async def counted(self: Any, request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async with contextlib.aclosing(method(self, request, context)) as answers:
-                async for answer in answers:
-                    yield answer
+            with _counted(method):
+                RPCS.received[method] += 1
+                async with contextlib.aclosing(call(self, request, context)) as answers:
+                    async for answer in answers:
+                        RPCS.sent[method] += 1
+                        yield answer
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            await _refuse(context, name, error)
+            await _refuse(context, method, request, error)
 
-    return call
+    return counted
 
 
 def served(servicer: C) -> C:
@@ -126,7 +159,13 @@ def served(servicer: C) -> C:
         if not name[0].isupper():
             continue
         if inspect.isasyncgenfunction(method):
-            setattr(servicer, name, _stream(method))
+            setattr(servicer, name, _stream(method, _known(servicer, name)))
         elif inspect.iscoroutinefunction(method):
-            setattr(servicer, name, _unary(method))
+            setattr(servicer, name, _unary(method, _known(servicer, name)))
     return servicer
+
+
+def _known(servicer: type, name: str) -> Method:
+    method = method_of(servicer, name)
+    RPCS.known(method)
+    return method

@@ -8,53 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from protos.wire import Field, Message
-
-V1, V2 = "io.containerd.cgroups.v1.Metrics", "io.containerd.cgroups.v2.Metrics"
-
-
-def _u64(names: str, first: int = 1) -> list[Field]:
-    return [Field(number, name, "uint64") for number, name in enumerate(names.split(), first)]
-
-
-_PIDS = Message("PidsStat", *_u64("current limit"))
-_USAGE = Message("CPUUsage", *_u64("total kernel user"), Field(4, "per_cpu", "uint64", repeated=True))
-_THROTTLE = Message("Throttle", *_u64("periods throttled_periods throttled_time"))
-_CPU_V1 = Message("CPUStat", Field(1, "usage", _USAGE), Field(2, "throttling", _THROTTLE))
-_ENTRY = Message("MemoryEntry", *_u64("limit usage max failcnt"))
-_MEMORY_V1_NAMES = (
-    "cache rss rss_huge mapped_file dirty writeback pgpgin pgpgout pgfault pgmajfault inactive_anon active_anon "
-    "inactive_file active_file unevictable hierarchical_memory_limit hierarchical_memsw_limit total_cache total_rss "
-    "total_rss_huge total_mapped_file total_dirty total_writeback total_pgpgin total_pgpgout total_pgfault "
-    "total_pgmajfault total_inactive_anon total_active_anon total_inactive_file total_active_file total_unevictable"
-)
-_MEMORY_V1 = Message("MemoryStat", *_u64(_MEMORY_V1_NAMES), Field(33, "usage", _ENTRY))
-_BLKIO_ENTRY = Message(
-    "BlkIOEntry", Field(1, "op", "string"), Field(2, "device", "string"), *_u64("major minor value", first=3)
-)
-_BLKIO_TEXT = (
-    "io_service_bytes_recursive io_serviced_recursive io_queue_recursive io_service_time_recursive "
-    "io_wait_time_recursive io_merged_recursive io_time_recursive sectors_recursive"
-)
-_BLKIO_NAMES = _BLKIO_TEXT.split()
-_BLKIO = Message("BlkIOStat", *(Field(n, name, _BLKIO_ENTRY, repeated=True) for n, name in enumerate(_BLKIO_NAMES, 1)))
-METRICS_V1 = Message(
-    V1, Field(2, "pids", _PIDS), Field(3, "cpu", _CPU_V1), Field(4, "memory", _MEMORY_V1), Field(5, "blkio", _BLKIO)
-)
-
-_CPU_V2 = Message("CPUStat", *_u64("usage_usec user_usec system_usec nr_periods nr_throttled throttled_usec"))
-_MEMORY_V2_NAMES = (
-    "anon file kernel_stack slab sock shmem file_mapped file_dirty file_writeback anon_thp inactive_anon active_anon "
-    "inactive_file active_file unevictable slab_reclaimable slab_unreclaimable pgfault pgmajfault workingset_refault "
-    "workingset_activate workingset_nodereclaim pgrefill pgscan pgsteal pgactivate pgdeactivate pglazyfree "
-    "pglazyfreed thp_fault_alloc thp_collapse_alloc"
-)
-_MEMORY_V2 = Message("MemoryStat", *_u64(f"{_MEMORY_V2_NAMES} usage usage_limit swap_usage swap_limit max_usage"))
-_IO_ENTRY = Message("IOEntry", *_u64("major minor rbytes wbytes rios wios"))
-_IO = Message("IOStat", Field(1, "usage", _IO_ENTRY, repeated=True))
-METRICS_V2 = Message(
-    V2, Field(1, "pids", _PIDS), Field(2, "cpu", _CPU_V2), Field(4, "memory", _MEMORY_V2), Field(6, "io", _IO)
-)
+from protos.cgroup_metrics import BLKIO_NAMES, MEMORY_V1_NAMES, MEMORY_V2_NAMES, METRICS_V1, METRICS_V2, V1, V2
 
 
 def _cpu(total: int, kernel: int, user: int, throttling: tuple[int, int, int]) -> dict[str, Any]:
@@ -84,7 +38,7 @@ def decode(type_url: str, data: bytes, machine_memory: int) -> dict[str, Any]:
 
 
 def _blkio(lists: dict[str, Any]) -> dict[str, Any]:
-    return {name: lists.get(name) for name in _BLKIO_NAMES}
+    return {name: lists.get(name) for name in BLKIO_NAMES}
 
 
 def _from_v1(values: dict[str, Any], machine_memory: int) -> dict[str, Any]:
@@ -101,11 +55,11 @@ def _from_v1(values: dict[str, Any], machine_memory: int) -> dict[str, Any]:
         "memory_stats": {
             "usage": entry.get("usage", 0),
             "max_usage": entry.get("max", 0),
-            "stats": {name: memory.get(name, 0) for name in _MEMORY_V1_NAMES.split()},
+            "stats": {name: memory.get(name, 0) for name in MEMORY_V1_NAMES},
             **({"failcnt": entry["failcnt"]} if entry.get("failcnt") else {}),
             "limit": _limit(entry.get("limit", 0), machine_memory),
         },
-        "blkio_stats": _blkio({name: [_entry(e) for e in blkio.get(name) or ()] for name in _BLKIO_NAMES}),
+        "blkio_stats": _blkio({name: [_entry(e) for e in blkio.get(name) or ()] for name in BLKIO_NAMES}),
     }
 
 
@@ -128,7 +82,7 @@ def _from_v2(values: dict[str, Any], machine_memory: int) -> dict[str, Any]:
         "cpu_stats": _cpu(total, kernel, user, counted),
         "memory_stats": {
             "usage": memory.get("usage", 0),
-            "stats": {name: memory.get(name, 0) for name in _MEMORY_V2_NAMES.split()},
+            "stats": {name: memory.get(name, 0) for name in MEMORY_V2_NAMES},
             "limit": _limit(memory.get("usage_limit", 0), machine_memory),
         },
         "blkio_stats": _blkio({"io_service_bytes_recursive": transfers} if transfers else {}),

@@ -13,6 +13,7 @@ import pytest
 from containerd_py import main
 from containerd_py.settings import Settings
 from containerd_py.tasks import helpers
+from oci.errors import GantryError
 
 
 def settings_of(*arguments: str) -> Settings:
@@ -79,3 +80,34 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main._parser().parse_args(["--version"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("containerd-py ")
+
+
+def test_tcp_and_metrics_from_flags_and_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(
+        '[grpc]\ntcp_address = "10.0.0.1:7000"\ntcp_tls_cert = "/c"\ntcp_tls_key = "/k"\ntcp_tls_ca = "/a"\n'
+        '[metrics]\naddress = "127.0.0.1:1338"\ngrpc_histogram = true\n'
+    )
+    found = settings_of("--config", str(file))
+    assert found.tcp == ("10.0.0.1:7000", "/c", "/k", "/a", False)
+    assert (found.metrics_address, found.grpc_histogram) == ("127.0.0.1:1338", True)
+    assert settings_of("--tcp-address", "127.0.0.1:1", "--debug").log_level == "debug"
+    assert settings_of("--tcp-address", "[::1]:1").tcp.address == "[::1]:1"
+    assert settings_of("--tcp-address", "0.0.0.0:1", "--insecure-tcp").tcp.insecure
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (("0.0.0.0:1",), "without TLS"),
+        ((":1",), "without TLS"),
+        (("example.org:1",), "without TLS"),
+        (("0.0.0.0:1", "--tls-cert", "/c", "--tls-key", "/k"), "without asking clients"),
+        (("127.0.0.1:1", "--tls-cert", "/c"), "a certificate and its key"),
+        (("127.0.0.1:1", "--tls-ca", "/a"), "without a certificate"),
+        (("127.0.0.1",), "not HOST:PORT"),
+    ],
+)
+def test_tcp_that_lets_strangers_in_is_refused(flags: tuple[str, ...], why: str) -> None:
+    with pytest.raises(GantryError, match=why):
+        settings_of("--tcp-address", *flags)
