@@ -22,6 +22,7 @@ import structlog
 
 from containerd_py.exchange import LocalExchange
 from containerd_py.interfaces import ContainerStore
+from containerd_py.metrics.rpcs import RPCS
 from containerd_py.services.calls import BothDoors, Calls
 from containerd_py.services.events import EventsService
 from containerd_py.services.tasks import TasksService
@@ -33,6 +34,8 @@ from containerd_py.tasks.launcher import HelperClient, Zygote
 from containerd_py.tasks.manager import TaskManager
 from containerd_py.tasks.reaper import Reaper
 from containerd_py.tasks.recovery import Recovery
+from containerd_py.tcp import add_port
+from oci import trace
 from protos.containerd import events_pb2_grpc, tasks_pb2_grpc
 
 GRPC_OPTIONS = (
@@ -52,7 +55,13 @@ _log = structlog.get_logger("containerd_py.server")
 def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
     configure_log(settings.log_level)
+    if trace.directory:
+        from containerd_py import traced
+
+        traced.follow()
     faulthandler.register(signal.SIGUSR1)
+    if settings.grpc_histogram:
+        RPCS.seconds = {}
     asyncio.run(_serve(settings))
 
 
@@ -92,7 +101,11 @@ async def _serve(settings: Settings) -> None:
         tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager), doors)
         events_pb2_grpc.add_EventsServicer_to_server(EventsService(exchange), doors)
         stores.collector.start()
-        await _listen(server, settings.address)
+        await _listen(server, settings)
+        if settings.metrics_address:
+            from containerd_py.metrics import endpoint  # h11 and what it brings, for those who want it
+
+            stack.callback(await endpoint.serve(settings.metrics_address, endpoint.Page(manager, exchange)))
         calls.open()
         _log.info("serving", address=settings.address, root=settings.root, state=settings.state, pid=os.getpid())
         await stopping.wait()
@@ -104,11 +117,14 @@ async def _serve(settings: Settings) -> None:
                 os.unlink(path)
 
 
-async def _listen(server: grpc.aio.Server, address: str) -> None:
+async def _listen(server: grpc.aio.Server, settings: Settings) -> None:
+    if settings.tcp.address:
+        add_port(server, settings.tcp)
+        _log.info("serving TCP", address=settings.tcp.address, clients_verified=bool(settings.tcp.authority))
     # The socket must not be open to others even for the moment before the mode is set.
     before = os.umask(0o117)
     try:
-        server.add_insecure_port(f"unix:{address}")
+        server.add_insecure_port(f"unix:{settings.address}")
         await server.start()
     finally:
         os.umask(before)

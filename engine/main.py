@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.config import Config, load, refuse_plain_tcp, registry_flags, reloaded
 from engine.supervise import Supervisor
+from oci import trace
 from oci.errors import AlreadyExists, GantryError
 from oci.version import __version__
 
@@ -71,6 +72,10 @@ async def serve(config: Config, supervisor: Supervisor | None, argv: list[str]) 
 
     from engine.app import App
 
+    if trace.directory:
+        from engine import traced
+
+        traced.follow()
     app: App = App(config, supervisor)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

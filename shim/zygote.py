@@ -18,6 +18,7 @@ import sys
 from collections import OrderedDict
 from typing import Any, NoReturn
 
+from oci import trace
 from oci.version import __version__
 from protos import fdpass
 from shim import sealed
@@ -94,6 +95,8 @@ class Zygote:
             packet = fdpass.receive(peer)
             if packet is not None:
                 fdpass.close_all(packet[1])
+                if _hung_up(peer):
+                    return  # asked by a supervisor that is dead: the next one has its own mind
                 fdpass.send(peer, self._answer(packet[0]))
                 return
         except fdpass.PeerError as error:
@@ -137,6 +140,7 @@ class Zygote:
             socket=str(request["socket"]),
             debug=bool(request.get("debug", False)),
         )
+        os.stat(config.bundle)  # one that was removed meanwhile gets neither shim nor socket
         listener = shim_main.listen(config.socket)
         pid = os.fork()
         if pid == 0:
@@ -167,6 +171,12 @@ class Zygote:
             report("the shim ended", error)
         finally:
             os._exit(code)
+
+
+def _hung_up(peer: socket.socket) -> bool:
+    poller = select.poll()
+    poller.register(peer, 0)
+    return bool(poller.poll(0))
 
 
 def preload() -> None:
@@ -226,6 +236,10 @@ def main() -> int:
     from shim import rehearsal
 
     rehearsal.rehearse(os.path.dirname(path))
+    if trace.directory:
+        from shim import traced
+
+        traced.follow(Zygote)
     gc.collect()
     gc.freeze()
     listener.setblocking(False)

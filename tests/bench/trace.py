@@ -1,0 +1,151 @@
+"""Where the milliseconds of a run go: ``python -m tests.bench.trace [ROUNDS [NETWORK]]``, as root.
+
+Starts an engine that writes spans (``oci/trace.py``), runs ``docker run --rm busybox true`` so many times, one after
+the other, and prints a table like a flame graph: each step below the one that waits for it, with its median start within
+the run, its median length and how often it occurs. What runs beside the client (the clean-up behind it) is shown too.
+``--json`` prints the rows instead.
+
+Rule: a span's place is where it happened, by the clock: it belongs to the shortest span of a room above it (``RANK``)
+that contains its middle. Spans are wall time; the spans below one may overlap, because the engine does things at once.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from oci.trace import VARIABLE
+from tests.bench.peers import Gantry
+from tests.support.host import PrivateHost
+from tests.support.images import busybox_rootfs
+
+ROOT = "docker run"
+RANK = ("docker run", "http", "engine", "network", "call", "serve", "supervisor", "ttrpc", "zygote", "shim", "runtime",
+        "init")  # fmt: skip
+"""First words of span names, from the client down: a span lies below one of an earlier kind, or of its own."""
+
+PAUSE = 0.15
+"""Seconds between runs, for what goes on after the client has left."""
+
+
+class Span(NamedTuple):
+    """One line of a file; nanoseconds of the monotonic clock."""
+
+    name: str
+    start: int
+    end: int
+
+    @property
+    def rank(self) -> int:
+        word = self.name if self.name == ROOT else self.name.partition(" ")[0].rstrip(":")
+        return RANK.index(word)
+
+
+class Line(NamedTuple):
+    """One step of all runs: ``times`` a run, ``start`` and ``length`` in milliseconds."""
+
+    path: tuple[str, ...]
+    times: float
+    start: float
+    length: float
+
+
+class Traced(PrivateHost):
+    """A private host whose programs write spans."""
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), VARIABLE: str(self.base / "spans")}
+
+
+def read(directory: Path) -> list[Span]:
+    """Every span that was written, in order of their starts."""
+    lines = (line for path in directory.glob("*.jsonl") for line in path.read_text().splitlines())
+    return sorted((Span(**json.loads(line)) for line in lines), key=lambda span: (span.start, -span.end))
+
+
+def _contains(above: Span, span: Span) -> bool:
+    if above.rank == span.rank:
+        return above.start <= span.start and span.end <= above.end
+    return above.rank < span.rank and above.start <= (span.start + span.end) // 2 <= above.end
+
+
+def placed(run: Span, spans: Sequence[Span]) -> Iterator[tuple[tuple[str, ...], Span]]:
+    """The spans that began between this run and the next, each with the names above it and its own."""
+    parents: dict[Span, tuple[str, ...]] = {run: (run.name,)}
+    yield (run.name,), run
+    for span in sorted(spans, key=lambda one: (one.rank, one.start, -one.end)):
+        above = [one for one in parents if _contains(one, span)]
+        nearest = max(above, key=lambda one: (one.rank, one.start), default=None)
+        path = (*(parents[nearest] if nearest else ("afterwards",)), span.name)
+        parents[span] = path
+        yield path, span
+
+
+def table(runs: Sequence[Span], spans: Sequence[Span]) -> list[Line]:
+    """The steps of the median run, parents before their children, each level in order of time."""
+    starts: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    lengths: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    ends = [*(run.start for run in runs[1:]), sys.maxsize]
+    for run, until in zip(runs, ends, strict=True):
+        within = [span for span in spans if run.start <= span.start < until]
+        for path, span in placed(run, within):
+            starts[path].append((span.start - run.start) / 1e6)
+            lengths[path].append((span.end - span.start) / 1e6)
+    lines = [
+        Line(path, len(found) / len(runs), statistics.median(found), statistics.median(lengths[path]))
+        for path, found in starts.items()
+        if len(found) >= len(runs) / 2
+    ]
+    when = {line.path: line.start for line in lines}
+
+    def order(line: Line) -> list[tuple[float, str]]:
+        return [(when.get(line.path[: n + 1], 0.0), name) for n, name in enumerate(line.path)]
+
+    return sorted(lines, key=order)
+
+
+def shown(lines: Iterable[Line]) -> str:
+    """The table as text."""
+    out = [f"{'step':<74}{'times':>6}{'at ms':>8}{'ms':>8}"]
+    for line in lines:
+        name = "  " * (len(line.path) - 1) + line.path[-1]
+        out.append(f"{name:<74}{line.times:>6.1f}{line.start:>8.1f}{line.length:>8.2f}")
+    return "\n".join(out)
+
+
+def measure(rounds: int, network: str) -> list[Line]:
+    """Run and read."""
+    with Traced() as host:
+        directory = host.base / "spans"
+        directory.mkdir()
+        engine = Gantry(host)
+        engine.start()
+        engine.docker("import", "-c", 'CMD ["sh"]', "-", "busybox:latest", stdin=busybox_rootfs())
+        runs = []
+        for number in range(rounds + 2):
+            began = time.monotonic_ns()
+            engine.docker("run", "--rm", "--network", network, "busybox", "true")
+            if number >= 2:
+                runs.append(Span(ROOT, began, time.monotonic_ns()))
+            time.sleep(PAUSE)
+        spans = read(directory)
+        engine.down()
+    return table(runs, spans)
+
+
+def main() -> int:
+    """See the module."""
+    words = [word for word in sys.argv[1:] if word != "--json"]
+    lines = measure(int(words[0]) if words else 30, words[1] if len(words) > 1 else "bridge")
+    print(json.dumps([line._asdict() for line in lines]) if "--json" in sys.argv else shown(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
