@@ -32,6 +32,7 @@ from protos.containerd import (
     transfer_pb2_grpc,
     version_pb2_grpc,
 )
+from protos.ttrpc import LATER
 
 S = TypeVar("S")
 
@@ -64,6 +65,8 @@ class Backend:
         self.address = address.removeprefix("unix://")
         self.namespace = namespace
         self.metadata = (("containerd-namespace", namespace),)
+        self.later = (*self.metadata, LATER)
+        """The ``metadata=`` of a call that need not wait for the disk: the engine can tell it anew."""
         self._calls = Calls(f"{self.address}.ttrpc")
         self._channel = grpc.aio.insecure_channel(f"unix:{self.address}", options=OPTIONS)
         channel = cast(grpc.aio.Channel, Channel(self._channel, self._calls))

@@ -21,6 +21,10 @@ HEADER_SIZE = 10
 NAMESPACE_KEY = "containerd-namespace-ttrpc"
 """The metadata key that names containerd's namespace."""
 
+LATER = ("gantry-durability", "later")
+"""Metadata of a call to a supervisor of ours: its change need not be on disk before the answer, for the caller can tell
+anew all that it tells (docs/internals.md). Others do not know it and wait."""
+
 _HEADER = struct.Struct(">IIBB")
 
 _KEY_VALUE = Message("ttrpc.KeyValue", Field(1, "key", "string"), Field(2, "value", "string"))

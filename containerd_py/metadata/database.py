@@ -50,6 +50,7 @@ Row = tuple[Any, ...]
 
 CHECKPOINT_COMMITS = 512
 """Commits after which a flush also moves the log's pages into the database, off the event loop."""
+SOON_SECONDS = 1.0
 LOG_PAGES = 8192
 """Pages after which SQLite does so by itself, in the midst of a commit: only if nobody ever flushes."""
 
@@ -169,6 +170,7 @@ class Database:
         self._checkpointed = 0
         self._flush_lock = threading.Lock()
         self._flushing: asyncio.Future[None] | None = None
+        self._soon: asyncio.TimerHandle | None = None
         self._flusher = ThreadPoolExecutor(1, "meta-flush")
         try:
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -250,11 +252,23 @@ class Database:
         """``flush`` without blocking the loop; callers that wait at the same time share one."""
         wanted = self.generation
         while self._flushed < wanted:
-            if self._flushing is None or self._flushing.done():
-                # A flush that is done but whose callback has still to run cannot be waited for: that would not yield.
-                self._flushing = asyncio.get_running_loop().run_in_executor(self._flusher, self.flush)
-                self._flushing.add_done_callback(self._flush_ended)
-            await asyncio.shield(self._flushing)
+            # A flush that is done but whose callback has still to run cannot be waited for: that would not yield.
+            await asyncio.shield(self._flush_now())
+
+    def flush_soon(self) -> None:
+        """``flushed`` within a second, for changes that nobody waits for."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_later(SOON_SECONDS, self._flush_now)
+
+    def _flush_now(self) -> asyncio.Future[None]:
+        """The flush that is under way, else a new one."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.get_running_loop().run_in_executor(self._flusher, self.flush)
+            self._flushing.add_done_callback(self._flush_ended)
+        return self._flushing
 
     def _flush_ended(self, ended: asyncio.Future[None]) -> None:
         if self._flushing is ended:
@@ -276,6 +290,8 @@ class Database:
 
     def close(self) -> None:
         """Flush and close. Nothing may be called afterwards."""
+        if self._soon is not None:
+            self._soon.cancel()
         self.flush()
         self._flusher.shutdown()
         with self.lock:

@@ -178,17 +178,17 @@ class Launcher:
             snapshotter=doc.snapshotter,
             snapshot_key=doc.id,
         )
-        containers = self._registry.backend.containers
+        containers, later = self._registry.backend.containers, self._registry.backend.later
         try:
             with translated():
                 if not machine.recorded:
-                    await containers.Create(containers_pb2.CreateContainerRequest(container=container))
+                    await containers.Create(containers_pb2.CreateContainerRequest(container=container), metadata=later)
         except AlreadyExists:
             machine.recorded = True  # by a create that the supervisor did not live to answer
         if machine.recorded:
-            mask = FieldMask(paths=["spec"])
+            request = containers_pb2.UpdateContainerRequest(container=container, update_mask=FieldMask(paths=["spec"]))
             with translated():
-                await containers.Update(containers_pb2.UpdateContainerRequest(container=container, update_mask=mask))
+                await containers.Update(request, metadata=later)
         machine.recorded, machine.recorded_spec = True, spec
 
     async def _create_task(self, machine: Machine, mounts: Any) -> None:

@@ -88,9 +88,9 @@ class Remover:
         """Delete containerd's record. Idempotent."""
         if skip:
             return
-        request = containers_pb2.DeleteContainerRequest(id=container_id)
+        request, backend = containers_pb2.DeleteContainerRequest(id=container_id), self._registry.backend
         with contextlib.suppress(NotFound), translated():
-            await self._registry.backend.containers.Delete(request, wait_for_ready=True)
+            await backend.containers.Delete(request, metadata=backend.later, wait_for_ready=True)
 
     async def remove_snapshot(self, snapshotter: str, key: str) -> None:
         """Delete a container's snapshot. Idempotent."""

@@ -151,10 +151,13 @@ class Connection:
     async def _send(self, event: Any) -> None:
         data = self._http.send(event)
         if data:
-            if self._writer.transport.is_closing():
-                raise ConnectionResetError("the client is gone")
-            self._writer.write(data)
-            await self._writer.drain()
+            await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
+        if self._writer.transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        self._writer.write(data)
+        await self._writer.drain()
 
     async def _serve_one(self) -> bool:
         """Serve one request; whether the connection can carry another."""
@@ -275,9 +278,11 @@ class Connection:
         if isinstance(answer.body, bytes):
             if answer.status not in (204, 304) and not (is_head and "Content-Length" in answer.headers):
                 headers.append(("Content-Length", str(len(answer.body))))
-            await self._send(h11.Response(status_code=answer.status, headers=headers))
+            parts = [self._http.send(h11.Response(status_code=answer.status, headers=headers))]
             if answer.body and not is_head:
-                await self._send(h11.Data(data=answer.body))
+                parts.append(self._http.send(h11.Data(data=answer.body)))
+            parts.append(self._http.send(h11.EndOfMessage()))
+            await self._write(b"".join(part for part in parts if part))
         else:
             if "Content-Length" not in answer.headers and event.http_version != b"1.0":
                 headers.append(("Transfer-Encoding", "chunked"))
@@ -290,7 +295,7 @@ class Connection:
                 close: Callable[[], Coroutine[Any, Any, None]] | None = getattr(answer.body, "aclose", None)
                 if close is not None:
                     await close()
-        await self._send(h11.EndOfMessage())
+            await self._send(h11.EndOfMessage())
 
     async def _hijack(self, event: h11.Request, answer: Hijack) -> None:
         early = bytes(self._http.trailing_data[0])
