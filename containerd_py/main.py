@@ -160,6 +160,10 @@ def _read_config(path: str | None) -> dict[str, str]:
 
 def serve(settings: Settings) -> None:
     """Run the daemon until SIGTERM or SIGINT. Raises ``StartError``, ``OSError``."""
+    if settings.tcp.address:
+        from containerd_py.tcp import check_files
+
+        check_files(settings.tcp)
     os.makedirs(settings.root, 0o711, exist_ok=True)
     os.makedirs(settings.state, 0o711, exist_ok=True)
     os.makedirs(f"{settings.state}/s", 0o711, exist_ok=True)

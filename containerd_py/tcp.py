@@ -3,7 +3,7 @@
 Rule: whoever may call this API owns the host. Beyond this machine only clients with a certificate of our authority are
 let in, unless somebody said by name that the network is theirs.
 
-``check`` is called before the helpers are forked: grpc is imported later, with the first port.
+The checks are made before the helpers are forked: grpc is imported later, with the first port.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def is_loopback(host: str) -> bool:
 
 
 def add_port(server: grpc.aio.Server, tcp: Tcp) -> None:
-    """Listen once ``server`` starts. Raises ``FailedPrecondition`` when files or the address cannot be used."""
+    """Listen once ``server`` starts. Raises ``FailedPrecondition`` when the address cannot be had."""
     try:
         if tcp.certificate:
             server.add_secure_port(tcp.address, _credentials(tcp))
@@ -56,12 +56,12 @@ def add_port(server: grpc.aio.Server, tcp: Tcp) -> None:
         raise FailedPrecondition(f"cannot listen on {tcp.address}: {error}") from error
 
 
-def _credentials(tcp: Tcp) -> grpc.ServerCredentials:
+def check_files(tcp: Tcp) -> None:
+    """Raises ``FailedPrecondition`` for files that cannot be used: grpc would tell the first client, not us."""
+    if not tcp.certificate:
+        return
     import ssl
 
-    import grpc
-
-    # grpc looks at the files with the first client; this is the one that tells the administrator.
     try:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(tcp.certificate, tcp.key)
@@ -70,9 +70,14 @@ def _credentials(tcp: Tcp) -> grpc.ServerCredentials:
     except OSError as error:
         files = ", ".join(filter(None, (tcp.certificate, tcp.key, tcp.authority)))
         raise FailedPrecondition(f"cannot use the TLS files {files}: {error}") from error
-    certificate, key, authority = (_read(path) if path else None for path in tcp[1:4])
-    assert certificate is not None and key is not None
-    return grpc.ssl_server_credentials([(key, certificate)], authority, authority is not None)
+
+
+def _credentials(tcp: Tcp) -> grpc.ServerCredentials:
+    import grpc
+
+    authority = _read(tcp.authority) if tcp.authority else None
+    pair = _read(tcp.key), _read(tcp.certificate)
+    return grpc.ssl_server_credentials([pair], authority, authority is not None)
 
 
 def _read(path: str) -> bytes:
