@@ -175,7 +175,7 @@ def claim(path: str) -> None:
     Two shims that pump the same pipes would write over each other's output, so a predecessor that was only thought dead
     (or whose zygote died before it could tell of it) is killed, and so is a fork in which it ran the runtime. The lock
     is POSIX's: the kernel knows its holder and takes it back at any death, and children do not inherit it. Raises
-    ``TimeoutError`` when the other does not die.
+    ``TimeoutError`` when the other does not die, ``FileNotFoundError`` when the bundle is being removed.
     """
     lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for _ in range(_EVICTION_ROUNDS):
@@ -183,6 +183,7 @@ def claim(path: str) -> None:
         if _locked(lock, _SHIM_BYTE):
             holder = _holder(lock, _HELPER_BYTE)
             if not holder:
+                _check_name(f"{path}/shim.lock", lock)
                 return  # never closed: closing any descriptor of the file would give the lock up
         for other in {holder or _holder(lock, _SHIM_BYTE)} - {0}:
             with contextlib.suppress(ProcessLookupError):
@@ -190,6 +191,13 @@ def claim(path: str) -> None:
         time.sleep(0.005)
     os.close(lock)
     raise TimeoutError(f"the shim that holds {path}/shim.lock does not die")
+
+
+def _check_name(path: str, lock: int) -> None:
+    """Whoever removes a bundle renames it and then kills who holds its lock: who locked too late sees the name gone."""
+    found, expected = os.stat(path), os.fstat(lock)
+    if (found.st_dev, found.st_ino) != (expected.st_dev, expected.st_ino):
+        raise FileNotFoundError(errno.ENOENT, "the bundle has been removed", path)
 
 
 def lock_helper(path: str) -> None:

@@ -65,9 +65,9 @@ class TasksService(tasks_pb2_grpc.TasksServicer):
         return tasks_pb2.GetResponse(process=await _process(task, request.exec_id))
 
     async def List(self, request: tasks_pb2.ListTasksRequest, context: Context) -> tasks_pb2.ListTasksResponse:
+        """Every task; the status of one whose shim cannot tell now is ``UNKNOWN``: it is there all the same."""
         tasks = self._manager.list(scope(context).namespace)
-        found = await asyncio.gather(*(_process(task, "") for task in tasks), return_exceptions=True)
-        # One that is being deleted meanwhile, or whose shim hangs, does not hide the others.
+        found = await asyncio.gather(*map(_listed, tasks), return_exceptions=True)
         processes = [process for process in found if isinstance(process, task_types_pb2.Process)]
         return tasks_pb2.ListTasksResponse(tasks=processes)
 
@@ -194,6 +194,16 @@ async def _process(task: Task, exec_id: str) -> task_types_pb2.Process:
         exit_status=state.exit_status,
         exited_at=state.exited_at if state.HasField("exited_at") else None,
     )
+
+
+async def _listed(task: Task) -> task_types_pb2.Process | None:
+    """The task as List tells it; None when it has been deleted meanwhile."""
+    try:
+        return await _process(task, "")
+    except errors.NotFound:
+        return None
+    except errors.GantryError:
+        return task_types_pb2.Process(container_id=task.id, id=task.id, pid=task.pid, status=task_types_pb2.UNKNOWN)
 
 
 async def _metric(task: Task) -> types_pb2.Metric:

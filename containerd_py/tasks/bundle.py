@@ -1,16 +1,21 @@
 """Bundle directories: ``<state>/io.containerd.runtime.v2.task/<namespace>/<id>/``.
 
 Rule: a bundle is made before its shim and removed after it, so whatever a kill -9 leaves can be found by listing
-directories. All names derive from namespace and id (docs/internals.md, "Bundle files").
+directories. It goes all at once: what is being removed has another name (``.<id>``). All names derive from namespace
+and id (docs/internals.md, "Bundle files").
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
 import shutil
+import signal
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +31,10 @@ IDENTIFIER = re.compile(r"[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*")
 IDENTIFIER_LENGTH = 76
 """containerd's rule for namespaces, containers and execs (pkg/identifiers); it also makes them safe as file names."""
 
+LOCK = "shim.lock"
+"""Byte 0 is locked by the bundle's shim, byte 1 by a fork in which that runs the runtime."""
+
+_FLOCK = struct.Struct("@hhqqi4x")
 MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -131,22 +140,39 @@ class Bundle(NamedTuple):
         return Endpoint(2, data.decode().strip()) if data else None
 
     def remove(self) -> None:
-        """Unmount what a foreign shim may have left on the rootfs and remove the directory. Idempotent.
+        """Remove the directory; a shim of ours that still lives for it is killed. Idempotent.
+
+        The name goes first and the shim after it: one that comes too late to be killed finds that the name is gone.
+        """
+        folder, _, name = self.path.rpartition("/")
+        grave = f"{folder}/.{name}"
+        if os.path.lexists(grave):
+            self._bury(grave)
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.path, grave)
+            for holder in lock_holders(f"{grave}/{LOCK}"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(holder, signal.SIGKILL)
+            self._bury(grave)
+
+    def _bury(self, grave: str) -> None:
+        """Unmount what a foreign shim may have left on the rootfs and remove all else.
 
         An empty directory is the usual case and costs one system call more; files in a rootfs that cannot be
         unmounted are never touched.
         """
+        rootfs = f"{grave}/rootfs"
         try:
-            os.rmdir(self.rootfs)
+            os.rmdir(rootfs)
         except FileNotFoundError:
             pass
         except OSError:
-            while _libc.umount2(os.fsencode(self.rootfs), MNT_DETACH) == 0:
+            while _libc.umount2(os.fsencode(rootfs), MNT_DETACH) == 0:
                 pass
-            os.rmdir(self.rootfs)
-        shutil.rmtree(self.path, ignore_errors=True)
-        if os.path.lexists(self.path):
-            raise errors.Internal(f"task {self.id}: its bundle {self.path} cannot be removed")
+            os.rmdir(rootfs)
+        shutil.rmtree(grave, ignore_errors=True)
+        if os.path.lexists(grave):
+            raise errors.Internal(f"task {self.id}: its bundle {grave} cannot be removed")
 
 
 class BundleStore(NamedTuple):
@@ -166,11 +192,15 @@ class BundleStore(NamedTuple):
         return f"{self.state}/s/{digest[:32]}"
 
     def scan(self) -> Iterator[Bundle]:
-        """Every bundle there is."""
+        """Every bundle there is; what was being removed goes on the way."""
         top = f"{self.state}/{BUNDLES}"
         for namespace in _directories(top):
             for id in _directories(f"{top}/{namespace}"):
-                yield Bundle(f"{top}/{namespace}/{id}", namespace, id)
+                bundle = Bundle(f"{top}/{namespace}/{id.removeprefix('.')}", namespace, id.removeprefix("."))
+                if id == bundle.id:
+                    yield bundle
+                elif not os.path.lexists(bundle.path):
+                    bundle.remove()
 
     def sweep_sockets(self, keep: set[str]) -> None:
         """Remove shim sockets that belong to no bundle."""
@@ -178,6 +208,20 @@ class BundleStore(NamedTuple):
         for name in os.listdir(folder):
             if f"{folder}/{name}" not in keep:
                 os.unlink(f"{folder}/{name}")
+
+
+def lock_holders(path: str) -> list[int]:
+    """Pids of the processes that hold locks on the first two bytes of ``path`` (fcntl(2), ``F_GETLK``)."""
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    try:
+        asked = (_FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0) for byte in (0, 1))
+        answers = [_FLOCK.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, question)) for question in asked]
+    finally:
+        os.close(lock)
+    return [int(pid) for kind, *_, pid in answers if kind != fcntl.F_UNLCK and pid > 0]
 
 
 def _directories(path: str) -> list[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Sequence
+import itertools
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -21,9 +23,17 @@ from containerd_py.tasks.shim_client import ShimClient
 from containerd_py.tasks.task import Task
 from oci import errors
 from oci.hostpaths import RUNTIME_NAME
-from protos.containerd import shim_v2_pb2, tasks_pb2
+from protos.containerd import containers_pb2, shim_v2_pb2, tasks_pb2
 
 LOADS_AT_ONCE = 32
+
+SWEEP_SECONDS = (0.1, 0.5, 2.0, 5.0)
+"""Pauses between the attempts to sweep what could not be undone; the last one repeats."""
+
+SWEPT_SECONDS = 20.0
+"""How long a create waits for the remains of an earlier one."""
+
+R = TypeVar("R")
 
 _log = structlog.get_logger("containerd_py.tasks.manager")
 
@@ -53,6 +63,7 @@ class TaskManager:
         self._zygote = zygote
         self._recovery = recovery
         self._daemon = daemon
+        recovery.vanished = self._forget
         self._tasks: dict[tuple[str, str], Task] = {}
 
     def get(self, namespace: str, id: str) -> Task:
@@ -78,43 +89,40 @@ class TaskManager:
         """
         id = request.container_id
         container = self._containers.get(Scope(namespace), id)
+        await self._swept(namespace, id)
         if (namespace, id) in self._tasks:
             raise errors.AlreadyExists(f"task {id}: already exists")
         if request.HasField("checkpoint"):
             raise errors.Unimplemented(f"task {id}: restoring from a checkpoint is not built")
         runtime = request.runtime_path or container.runtime.name or RUNTIME_NAME
         task = Task(self._bundles.bundle(namespace, id), runtime, foreign.resolve(runtime))
-        runtime_options = container.runtime.options if container.runtime.HasField("options") else None
-        if await self._made(task, container.spec.value, request, runtime_options, again=task.own):
-            return task
-        task = Task(task.bundle, runtime, task.program)
-        await self._made(task, container.spec.value, request, runtime_options, again=False)
-        return task
+        self._tasks[namespace, id] = task
+        task.making = _begun(self._make(task, container, request))
+        return await asyncio.shield(task.making)
 
-    async def _made(
-        self,
-        task: Task,
-        spec: bytes,
-        request: tasks_pb2.CreateTaskRequest,
-        runtime_options: AnyMessage | None,
-        *,
-        again: bool,
-    ) -> bool:
-        """Make the task. Undoes itself on failure; false (``again``) when only the shim's death was in the way."""
-        self._tasks[task.namespace, task.id] = task
-        try:
-            task.bundle.create(spec)
-            await self._start_shim(task, runtime_options)
-            await self._create_in_shim(task, request, runtime_options)
-        except BaseException as error:
-            lost = task.shim_pid > 0 and (task.client is None or task.client.closed.done())
-            await asyncio.shield(self._undo(task))
-            if again and lost and isinstance(error, errors.GantryError | OSError):
+    async def _make(
+        self, task: Task, container: containers_pb2.Container, request: tasks_pb2.CreateTaskRequest
+    ) -> Task:
+        """Make the task; once more when only the shim's death was in the way. A caller that leaves stops nothing."""
+        runtime_options = container.runtime.options if container.runtime.HasField("options") else None
+        again = task.own
+        while True:
+            try:
+                task.bundle.create(container.spec.value)
+                await self._start_shim(task, runtime_options)
+                await self._create_in_shim(task, request, runtime_options)
+            except Exception:
+                lost = task.shim_pid > 0 and (task.client is None or task.client.closed.done())
+                if not await self._undone(task):
+                    raise
+                if not (again and lost):
+                    self._forget(task)
+                    raise
                 _log.warning("shim lost in a create, trying again", namespace=task.namespace, id=task.id)
-                return False
-            raise
-        task.created = True
-        return True
+                again, task.deleting, task.shim_pid = False, False, 0
+            else:
+                task.created = True
+                return task
 
     async def _start_shim(self, task: Task, options: AnyMessage | None) -> None:
         if task.own:
@@ -147,30 +155,63 @@ class TaskManager:
         answer = await task.call("Create", message, shim_v2_pb2.CreateTaskResponse)
         task.pid = answer.pid
 
-    async def _undo(self, task: Task) -> None:
-        """Take back a create that failed. What cannot be taken back is swept at the next start."""
+    async def _undone(self, task: Task) -> bool:
+        """Take back a create that failed; what cannot be taken back now is swept later, and in the way until then."""
         try:
             await self._recovery.destroy(task)
         except (errors.GantryError, OSError) as error:
-            _log.error("failed create not undone", namespace=task.namespace, id=task.id, error=str(error))
-        finally:
-            self._tasks.pop((task.namespace, task.id), None)
+            _log.error("not undone yet", namespace=task.namespace, id=task.id, error=str(error))
+            self._sweep_later(task)
+            return False
+        return True
+
+    def _sweep_later(self, task: Task) -> None:
+        self._tasks[task.namespace, task.id] = task
+        task.created, task.making = False, _begun(self._sweep(task))
+
+    async def _sweep(self, task: Task) -> None:
+        for pause in itertools.chain(SWEEP_SECONDS, itertools.repeat(SWEEP_SECONDS[-1])):
+            await asyncio.sleep(pause)
+            try:
+                await self._recovery.destroy(task)
+            except (errors.GantryError, OSError) as error:
+                _log.error("remains not swept", namespace=task.namespace, id=task.id, error=str(error))
+            else:
+                self._forget(task)
+                return
+
+    async def _swept(self, namespace: str, id: str) -> None:
+        """Wait until the remains of an earlier task of that name are gone."""
+        task = self._tasks.get((namespace, id))
+        if task is not None and not task.created and task.deleting and task.making is not None:
+            await asyncio.wait((task.making,), timeout=SWEPT_SECONDS)
+
+    def _forget(self, task: Task) -> None:
+        if self._tasks.get((task.namespace, task.id)) is task:
+            del self._tasks[task.namespace, task.id]
 
     async def delete(self, namespace: str, id: str) -> ExitRecord:
         """Delete an ended (or never started) container with all that belongs to it; how it ended.
 
-        Raises ``FailedPrecondition`` while it runs.
+        One that is being created is waited for. A deletion goes on to its end without its caller, and is shared by all
+        who ask for it. Raises ``FailedPrecondition`` while the container runs.
         """
+        unfinished = self._tasks.get((namespace, id))
+        if unfinished is not None and not unfinished.created and unfinished.making is not None:
+            await asyncio.wait((unfinished.making,))
         task = self.get(namespace, id)
-        if task.deleting:
-            raise errors.FailedPrecondition(f"task {id}: is being deleted already")
+        if task.deletion is None or task.deletion.done():
+            task.deletion = _begun(self._delete(task))
+        return await asyncio.shield(task.deletion)
+
+    async def _delete(self, task: Task) -> ExitRecord:
         record = await self._delete_in_shim(task)
         task.deleting = True
         try:
-            await asyncio.shield(self._dispose(task))
+            await self._dispose(task)
         except BaseException:
             # Still in the table: a second Delete tries again.
-            task.deleting = False
+            task.deleting, task.final = False, record
             raise
         return record
 
@@ -204,7 +245,7 @@ class TaskManager:
         else:
             await asyncio.gather(self._recovery.shut_down(task, client), self._recovery.drop(task))
         self._recovery.forget(task)
-        self._tasks.pop((task.namespace, task.id), None)
+        self._forget(task)
 
     async def load(self) -> None:
         """Find the tasks of an earlier life of this daemon. Sweeps what was being made or removed when it died."""
@@ -231,13 +272,20 @@ class TaskManager:
         found = await self._reconnect(task)
         if found is Found.TASK:
             self._adopt(task)
-        elif found is Found.NOTHING and (task.pid > 0 or bundle.exit_record() is not None):
+        elif found is Found.NOTHING and self._was_made(task):
             self._adopt(task)
             # The usual case ends at once; a stubborn one goes on in the background and its callers wait.
             await asyncio.wait((self._recovery.begin(task),), timeout=CALL_SECONDS)
         else:
             _log.warning("sweeping a task that was not whole", namespace=bundle.namespace, id=bundle.id)
-            await self._recovery.destroy(task)
+            await self._undone(task)
+
+    @staticmethod
+    def _was_made(task: Task) -> bool:
+        """Whether the shim had come so far that there is a container to take over."""
+        if task.own:
+            return task.bundle.read("options.json") is not None and task.bundle.read("processes/init") is not None
+        return task.pid > 0 or task.bundle.exit_record() is not None
 
     def _adopt(self, task: Task) -> None:
         task.created = True
@@ -276,3 +324,10 @@ class TaskManager:
     def init_pids(self) -> Sequence[int]:
         """Pids of all containers' first processes."""
         return [task.pid for task in self._tasks.values() if task.pid > 0]
+
+
+def _begun(job: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
+    """``job`` as a task whose failure nobody needs to ask for."""
+    task = asyncio.get_running_loop().create_task(job)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return task

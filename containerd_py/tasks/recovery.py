@@ -21,7 +21,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from containerd_py.tasks import foreign
 from containerd_py.tasks.bundle import BundleStore, ExitRecord
 from containerd_py.tasks.launcher import Launched
-from containerd_py.tasks.shim_client import ShimClient, ShimLost
+from containerd_py.tasks.shim_client import ShimClient
 from containerd_py.tasks.task import Task
 from oci import errors
 from protos.containerd import event_types_pb2, shim_v2_pb2
@@ -71,6 +71,8 @@ class Recovery:
         self._daemon = daemon
         self._publish = publish
         self._reaped_here = reaped_here
+        self.vanished: Callable[[Task], None] = lambda task: None
+        """Called when it turned out that there is no such container any more."""
 
     def watch(self, task: Task, client: ShimClient) -> None:
         """Make ``client`` the task's; when it is lost, recovery starts at once."""
@@ -107,7 +109,11 @@ class Recovery:
             await asyncio.sleep(RETRY_SECONDS[min(attempt, len(RETRY_SECONDS) - 1)])
             attempt += 1
             try:
-                await self.replace(task)
+                if not await self.replace(task):
+                    _log.warning("no container in the bundle: it is swept", namespace=task.namespace, id=task.id)
+                    await self.destroy(task)
+                    self.vanished(task)
+                    return
             except (errors.GantryError, OSError) as error:
                 _log.error("shim not replaced", namespace=task.namespace, id=task.id, attempt=attempt, error=str(error))
             else:
@@ -117,8 +123,11 @@ class Recovery:
                 await self._conclude(task)
                 return
 
-    async def replace(self, task: Task) -> None:
-        """Fork a shim that takes over the container; the task is connected to it. Raises what went wrong."""
+    async def replace(self, task: Task) -> bool:
+        """Fork a shim that takes over the container; the task is connected to it. Raises what went wrong.
+
+        False when the shim found no container: its create was cut off.
+        """
         socket_path = self._bundles.shim_socket(task.namespace, task.id)
         launched = await self._zygote.restore(task.namespace, task.id, task.bundle.path, socket_path)
         client = await ShimClient.connect(task.namespace, launched.address, launched.version)
@@ -132,6 +141,7 @@ class Recovery:
         task.pid = answer.task_pid or task.pid
         task.shim_pid = launched.pid
         self.watch(task, client)
+        return bool(answer.task_pid)
 
     async def _conclude(self, task: Task) -> None:
         """No shim can be had and the container is dead: find out how it ended and tell the world."""
@@ -216,11 +226,12 @@ class Recovery:
     async def _kill_and_delete(self, task: Task, client: ShimClient) -> None:
         request = shim_v2_pb2.DeleteRequest(id=task.id)
         try:
-            await client.call("Kill", shim_v2_pb2.KillRequest(id=task.id, signal=SIGKILL, all=True), Empty)
+            kill = shim_v2_pb2.KillRequest(id=task.id, signal=SIGKILL, all=True)
+            await client.call("Kill", kill, Empty, seconds=CALL_SECONDS)
             await client.call(
                 "Wait", shim_v2_pb2.WaitRequest(id=task.id), shim_v2_pb2.WaitResponse, seconds=CALL_SECONDS
             )
-        except errors.NotFound:
+        except (errors.NotFound, errors.FailedPrecondition):
             pass
         try:
             await client.call("Delete", request, shim_v2_pb2.DeleteResponse, seconds=CALL_SECONDS)
@@ -228,9 +239,9 @@ class Recovery:
             return
 
     async def shut_down(self, task: Task, client: ShimClient) -> None:
-        """End a shim that has no container any more and wait until it is gone."""
+        """End a shim that has no container any more and wait until it is gone; ours goes with its bundle anyway."""
         client.on_lost = None
-        with contextlib.suppress(ShimLost):  # it may hang up as soon as it has read the request
+        with contextlib.suppress(errors.GantryError):  # it may hang up as soon as it has read the request
             await client.call("Shutdown", shim_v2_pb2.ShutdownRequest(id=task.id), Empty, seconds=CALL_SECONDS)
         if not await client.hung_up(CALL_SECONDS):
             # A shim that serves a pod stays for the pod's other containers.

@@ -34,8 +34,10 @@ class Task:
         "client",
         "created",
         "deleting",
+        "deletion",
         "final",
         "log",
+        "making",
         "pid",
         "program",
         "recovery",
@@ -52,6 +54,9 @@ class Task:
         self.pid = 0
         self.created = False
         """Whether the shim's Create has succeeded; before it nobody but the creator sees the task."""
+        self.making: asyncio.Task[Task] | asyncio.Task[None] | None = None
+        """The create under way, or the sweep of one that failed."""
+        self.deletion: asyncio.Task[ExitRecord] | None = None
         self.deleting = False
         """Whether the task is on its way out: a lost shim is then no reason to start another."""
         self.final: ExitRecord | None = None

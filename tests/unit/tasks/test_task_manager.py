@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -92,10 +95,14 @@ class FakeShim:
             created = shim_v2_pb2.CreateTaskRequest.FromString(payload)
             Path(created.bundle, "options.json").write_text("{}")
             Path(created.bundle, "init.pid").write_text("4194000")
+            Path(created.bundle, "processes").mkdir()
+            Path(created.bundle, "processes", "init").write_text("[]")
             self.container = {"status": task_types_pb2.CREATED, "bundle": created.bundle, "request": created}
             return shim_v2_pb2.CreateTaskResponse(pid=4194000)
         if method == "Shutdown":
             return Empty()
+        if method == "Connect" and self.container is None:
+            return shim_v2_pb2.ConnectResponse(shim_pid=1)
         if self.container is None:
             return None
         if method == "Wait":
@@ -430,3 +437,100 @@ def test_cancelled_wait_does_not_disturb(tmp_path: Path) -> None:
         assert await world.wait("c1") == 1
 
     cancelled(tmp_path)
+
+
+@in_loop
+async def test_a_create_and_a_delete_go_on_without_who_asked_for_them(world: World) -> None:
+    """Else a client that hangs up would leave a shim that nobody knows, or a task without a container."""
+    world.zygote.prepare = lambda shim: shim.hang.add("Create")
+    creating = asyncio.ensure_future(world.create("a"))
+    await until(lambda: "a" in world.zygote.shims and "Create" in world.zygote.shims["a"].calls)
+    creating.cancel()
+    await asyncio.sleep(0)
+    assert world.path("a").exists()
+    with pytest.raises(errors.AlreadyExists):
+        await world.create("a")
+    world.zygote.prepare = lambda shim: None
+    world.zygote.shims["a"].die()
+    deleting = asyncio.ensure_future(world.manager.delete(NS, "a"))
+    await until(lambda: "Delete" in world.zygote.shims["a"].calls)
+    deleting.cancel()
+    await until(lambda: not world.path("a").exists())
+    assert (world.manager.list(NS), world.zygote.shims["a"].container) == ([], None)
+    await world.create("a")
+
+
+@in_loop
+async def test_two_who_delete_share_one_deletion(world: World) -> None:
+    shim = await world.create("a")
+    answers = await asyncio.gather(world.manager.delete(NS, "a"), world.manager.delete(NS, "a"))
+    assert answers[0] == answers[1]
+    assert shim.calls.count("Delete") == 1
+
+
+@in_loop
+async def test_a_container_that_a_new_shim_does_not_find_is_swept(world: World) -> None:
+    shim = await world.create("a")
+    waiting = asyncio.ensure_future(world.wait("a"))
+    await until(lambda: "Wait" in shim.calls)
+    shim.container = None
+    shim.die()
+    await until(lambda: not world.path("a").exists())
+    assert world.manager.list(NS) == []
+    with pytest.raises(errors.NotFound):
+        await waiting
+
+
+def test_what_cannot_be_undone_is_swept_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @in_loop
+    async def swept(world: World) -> None:
+        def bad(shim: FakeShim) -> None:
+            shim.refuse["Create"] = shim.refuse["Delete"] = (errors.Code.INTERNAL, "not now")
+
+        world.zygote.prepare = bad
+        monkeypatch.setattr(foreign, "OWN_PROGRAM", ("/bin/false",))
+        with pytest.raises(errors.Internal):
+            await world.create("a")
+        assert world.path("a").exists()
+        world.zygote.prepare = lambda shim: None
+        world.zygote.shims["a"].refuse.clear()
+        await world.create("a")
+        assert await world.status("a") == task_types_pb2.CREATED
+
+    swept(tmp_path)
+
+
+@in_loop
+async def test_the_remains_of_a_removal_that_was_killed_go(world: World) -> None:
+    await world.create("a")
+    grave = world.path("a").with_name(".a")
+    world.path("a").rename(grave)
+    (grave / "options.json").unlink()
+    later = world.again()
+    await later.manager.load()
+    assert not grave.exists()
+    await later.create("a")
+
+
+@in_loop
+async def test_a_task_whose_shim_cannot_tell_is_listed(world: World) -> None:
+    shim = await world.create("a")
+    shim.refuse["State"] = (errors.Code.UNAVAILABLE, "later")
+    answer = await world.service.List(tasks_pb2.ListTasksRequest(), context())
+    assert [(task.container_id, task.status) for task in answer.tasks] == [("a", task_types_pb2.UNKNOWN)]
+
+
+def test_a_bundle_takes_its_shim_along(tmp_path: Path) -> None:
+    """Whether the shim has locked the bundle before or after the bundle's name goes."""
+    bundle = BundleStore(str(tmp_path)).bundle(NS, "a")
+    program = "import sys; from shim.bundle import claim; claim(sys.argv[1]); print('claimed', flush=True); input()"
+    command = [sys.executable, "-c", program, bundle.path]
+    bundle.create(SPEC)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as early:
+        assert early.stdout is not None
+        assert early.stdout.readline() == "claimed\n"
+        bundle.remove()
+        assert early.wait(10) == -signal.SIGKILL
+    late = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert "FileNotFoundError" in late.stderr
+    assert list(Path(bundle.path).parent.iterdir()) == []
