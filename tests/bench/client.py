@@ -10,13 +10,15 @@ import json
 import socket
 from typing import Any
 
+from tests.bench.peers import Peer
+
 
 class Client(http.client.HTTPConnection):
-    """A connection to the engine's unix socket; it is opened again when the engine closes it."""
+    """A connection to a peer's unix socket, from outside of its host; it is opened again when the engine closes it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, peer: Peer) -> None:
         super().__init__("engine", timeout=300)
-        self._path = url.removeprefix("unix://")
+        self._path = f"/proc/{peer.host.pid}/root{peer.url.removeprefix('unix://')}"
 
     def connect(self) -> None:
         """Connect (``http.client`` calls this where it is needed)."""

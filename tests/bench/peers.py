@@ -15,6 +15,11 @@ from tests.support.engine import DOCKER, Engine
 from tests.support.host import PrivateHost, wait_for
 
 
+def mount_tmpfs(host: PrivateHost, directory: str) -> None:
+    """What daemons keep for the time they run lies in memory, as below ``/run`` of a real host."""
+    host.check("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", directory)
+
+
 class Peer(Protocol):
     """An engine that the docker CLI talks to."""
 
@@ -41,7 +46,8 @@ class Dockerd:
         self.host = host
         self.url = f"unix://{host.exec_root}/docker.sock"
         self._log = open(host.base / "dockerd.log", "ab")  # noqa: SIM115 - closed by stop()
-        host.check("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
+        for directory in ("/run", str(host.exec_root)):
+            mount_tmpfs(host, directory)
         self._process = host.popen(
             "dockerd", "--host", self.url, "--data-root", str(host.data_root), "--exec-root", f"{host.exec_root}/x",
             "--pidfile", f"{host.exec_root}/docker.pid",
@@ -71,6 +77,7 @@ class Dockerd:
 def gantry(*flags: str) -> Iterator[Gantry]:
     """Our engine, running."""
     with PrivateHost() as host:
+        mount_tmpfs(host, str(host.exec_root))
         engine = Gantry(host, *flags)
         engine.start()
         try:

@@ -1,8 +1,8 @@
 """Where the milliseconds of a run go: ``python -m tests.bench.trace [ROUNDS [NETWORK]]``, as root.
 
 Starts an engine that writes spans (``oci/trace.py``), runs ``docker run --rm busybox true`` so many times, one after
-the other, and prints a table like a flame graph: each step below the one that waits for it, with its median start within
-the run, its median length and how often it occurs. What runs beside the client (the clean-up behind it) is shown too.
+the other, and prints a table like a flame graph: each step below the one that waits for it, with its median start
+within the run, its median length and how often it occurs. What runs beside the client (the clean-up behind it) is shown too.
 ``--json`` prints the rows instead.
 
 Rule: a span's place is where it happened, by the clock: it belongs to the shortest span of a room above it (``RANK``)
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from oci.trace import VARIABLE
-from tests.bench.peers import Gantry
+from tests.bench.peers import Gantry, mount_tmpfs
 from tests.support.host import PrivateHost
 from tests.support.images import busybox_rootfs
 
@@ -122,6 +122,7 @@ def shown(lines: Iterable[Line]) -> str:
 def measure(rounds: int, network: str) -> list[Line]:
     """Run and read."""
     with Traced() as host:
+        mount_tmpfs(host, str(host.exec_root))
         directory = host.base / "spans"
         directory.mkdir()
         engine = Gantry(host)
