@@ -18,7 +18,7 @@ from tests.bench import results
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 REPOSITORY = DOCS.parent
-NAMES = ("run", "runtime", "supervisor", "engine", "images", "build", "network")
+NAMES = ("run", "many", "runtime", "supervisor", "engine", "images", "build", "network")
 """Benches in order: modules ``tests.bench.bench_<name>``."""
 
 PROGRAMS = {

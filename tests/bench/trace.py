@@ -2,7 +2,8 @@
 
 Starts an engine that writes spans (``oci/trace.py``), runs ``docker run --rm busybox true`` so many times, one after
 the other, and prints a table like a flame graph: each step below the one that waits for it, with its median start
-within the run, its median length and how often it occurs. What runs beside the client (the clean-up behind it) is shown too.
+within the run, its median length and how often it occurs. What runs beside the client (the clean-up behind it) is
+shown too.
 ``--json`` prints the rows instead.
 
 Rule: a span's place is where it happened, by the clock: it belongs to the shortest span of a room above it (``RANK``)

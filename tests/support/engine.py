@@ -34,12 +34,16 @@ class Engine:
 
     def start(self) -> None:
         """Start gantryd and wait until it answers."""
+        self.launch()
+        wait_for(self._up, f"the engine to answer\n{self.log_text()}", 30)
+
+    def launch(self) -> None:
+        """Start gantryd."""
         with open(self.log, "ab") as sink:
             self._process = self.host.popen(
                 sys.executable, "-m", "engine.main", *self.roots, *self._cgroups(), *self.flags,
                 stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True,
             )  # fmt: skip
-        wait_for(self._up, f"the engine to answer\n{self.log_text()}", 30)
 
     def _cgroups(self) -> tuple[str, ...]:
         """Cgroups of a parent of its own, so that what is left there is ours and nobody else's."""
