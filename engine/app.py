@@ -22,6 +22,7 @@ from engine.api.system import SystemApi
 from engine.api.volumes import VolumesApi
 from engine.backend import Backend
 from engine.build.service import BuildService
+from engine.buildkit.front import BuildKitFront
 from engine.config import LIVE, Config, registry_flags
 from engine.containers.service import ContainerService
 from engine.events import EventBus
@@ -68,6 +69,7 @@ class App:
         self.networks.containers = self.containers
         self.images.containers = self.containers
         self.builds = BuildService(self.store, self.images, self.containers, paths)
+        self.buildkit = BuildKitFront(self.builds, paths, self.images.catalog.wanted)
         self.system = SystemApi(
             config, self.backend, self.bus, self.containers, self.images.count, stop_engine=self.stop_engine
         )
@@ -86,6 +88,7 @@ class App:
             *DiskUsageApi(self.containers, self.images, self.builds, volumes).routes(),
             *images_api.routes(self.images),
             *build_api.routes(self.builds),
+            *self.buildkit.routes(),
             *networks_api.routes(self.networks),
             *swarm_api.routes(),
             *unsupported.routes(),
@@ -113,6 +116,7 @@ class App:
         finally:
             for task in tasks:
                 task.cancel()
+            await self.buildkit.close()
             await server.close()
             self._remove_sockets()
             await self.containers.close()

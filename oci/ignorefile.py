@@ -36,6 +36,11 @@ class IgnoreRules:
     def __bool__(self) -> bool:
         return bool(self._rules)
 
+    @property
+    def patterns(self) -> list[str]:
+        """The patterns, cleaned, in order, exceptions with their ``!``."""
+        return [f"!{pattern}" if keep else pattern for keep, _, pattern in self._rules]
+
     def ignored(self, path: str) -> bool:
         """Whether ``path`` (relative, no leading slash) stays behind; a match of a parent directory counts."""
         names = path.strip("/").split("/")

@@ -22,7 +22,7 @@ from oci.errors import InvalidArgument
 from oci.version import __version__
 
 PING_HEADERS = {
-    "Builder-Version": "1",
+    "Builder-Version": "2",
     "Cache-Control": "no-cache, no-store, must-revalidate",
     "Pragma": "no-cache",
     "Swarm": "inactive",

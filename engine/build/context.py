@@ -13,7 +13,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 from engine.build.trees import Node
@@ -153,6 +153,16 @@ class Context:
         self._insert(path, node)
         self._places[path] = self._places[target]
 
+    def insert(self, path: str, node: Node, xattrs: Mapping[str, bytes]) -> None:
+        """Put a file into the index alone; where its bytes are is the caller's to know."""
+        self._insert(path, node)
+        if xattrs:
+            self._xattrs[path] = dict(xattrs)
+
+    def replace(self, other: Context) -> None:
+        """Take over the index of ``other``."""
+        self._nodes, self._children, self._xattrs = other._nodes, other._children, other._xattrs
+
     def _insert(self, path: str, node: Node) -> None:
         parent, _, name = path.rpartition("/")
         above = self._nodes.get(parent)
@@ -207,7 +217,7 @@ class Context:
     def open(self, path: str) -> BinaryIO:
         """The content of a file."""
         offset, _ = self._places[path]
-        return io.BufferedReader(_Window(self._fd, offset, self._nodes[path].size), 1 << 16)
+        return io.BufferedReader(Window(self._fd, offset, self._nodes[path].size), 1 << 16)
 
     def digest(self, path: str) -> str:
         """Hex SHA-256 of a file, known since it arrived."""
@@ -218,8 +228,8 @@ class Context:
         return self._xattrs.get(path, {})
 
 
-class _Window(io.RawIOBase):
-    """A part of an open file, read by position."""
+class Window(io.RawIOBase):
+    """A part of an open file, read by position. ``fd`` stays its owner's."""
 
     def __init__(self, fd: int, offset: int, size: int) -> None:
         self._fd, self._at, self._end = fd, offset, offset + size

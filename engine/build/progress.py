@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.build.dockerfile.errors import Warning
+
+if TYPE_CHECKING:
+    from engine.build.plan import Plan
 
 Json = dict[str, Any]
 
@@ -118,6 +121,9 @@ class Progress:
     def say(self, message: Json) -> None:
         """Tell something that belongs to no stage, at once."""
         self._queue.put_nowait(message)
+
+    def planned(self, plan: Plan) -> None:
+        """The build's stages are known; nothing has begun."""
 
     def warn(self, warning: Warning) -> None:
         """Tell a finding of the build checks."""

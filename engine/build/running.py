@@ -44,6 +44,7 @@ class StepFailed(GantryError):
 
     def __init__(self, shown: str, status: int) -> None:
         super().__init__(f"The command '{shown}' returned a non-zero code: {status}")
+        self.shown = shown
         self.exit_status = status
 
 

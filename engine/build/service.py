@@ -13,6 +13,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
@@ -30,6 +31,7 @@ from engine.build.runmounting import CacheDirectories
 from engine.build.running import Runner
 from engine.build.solver import Built, Parts, Solver, configuration, failed_lines
 from engine.build.sources import BaseImages
+from engine.build.stagetree import StageTree
 from engine.build.workshop import Workshop
 from engine.containers.service import ContainerService
 from engine.images.records import Decoded, short_id
@@ -139,6 +141,7 @@ class BuildService:
             automatic=platform_args(self._images.catalog.wanted, wanted),
             target=options.target,
         )
+        progress.planned(planned)
         _warn(planned, options, progress)
         bases = BaseImages(self._images, options, client)
         run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
@@ -164,6 +167,10 @@ class BuildService:
                 await inline.take(self.cache, await self._images.containerd.read(image.id), image)
             except GantryError as error:
                 progress.say({"stream": f"[Warning] no cache from {name}: {error.message}\n"})
+
+    def files(self, built: Built) -> AbstractAsyncContextManager[StageTree]:
+        """The file system of a finished stage, for reading while the block lasts."""
+        return self._workshop.tree(built.chain)
 
     async def export(self, built: Built, options: BuildOptions) -> Decoded:
         """The image of the target stage, under every name asked for."""
