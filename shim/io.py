@@ -72,8 +72,8 @@ class ProcessIO:
     def restore(cls, loop: Loop, uris: Uris, parked: Mapping[str, int]) -> ProcessIO:
         """Go on with the descriptors of a killed shim; takes over those in ``parked`` that it knows."""
         restored = cls(loop, uris)
-        if os.path.isdir(restored._stdout.path or restored._stderr.path):
-            restored._open_log()  # a log that was removed meanwhile is not made again
+        with contextlib.suppress(FileNotFoundError):
+            restored._open_log(make=False)  # a log that was removed meanwhile is not made again
         if "pty" in parked:
             if "pty_read" in parked and "pty_write" in parked:
                 restored._console_pipe = (parked["pty_read"], parked["pty_write"])
@@ -86,10 +86,10 @@ class ProcessIO:
         restored.launched(None)
         return restored
 
-    def _open_log(self) -> None:
+    def _open_log(self, *, make: bool = True) -> None:
         for target in (self._stdout, self._stderr):
             if target.kind == RAWLOG:
-                self._log = LogFile(target.path)
+                self._log = LogFile(target.path, make=make)
                 return
 
     def _start_logger(self, owner: loggers.Owner) -> None:

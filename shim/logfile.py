@@ -21,8 +21,10 @@ _LOST_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 class LogFile:
     """A raw log opened for appending, by the one shim that owns it; ``ends`` are the indexed (stdout, stderr) sizes."""
 
-    def __init__(self, directory: str) -> None:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+    def __init__(self, directory: str, *, make: bool = True) -> None:
+        """``make`` the directory if need be. Raises ``FileNotFoundError`` when there is none."""
+        if make:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         self.reader = RawLog(directory)
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         self._index = os.open(f"{directory}/{INDEX_NAME}", flags | os.O_APPEND, 0o640)

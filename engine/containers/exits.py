@@ -22,7 +22,7 @@ from engine.containers.launch import Launcher, volume_names
 from engine.containers.machine import ExitStatus, Machine
 from engine.containers.registry import Registry
 from engine.containers.removal import Remover
-from oci.errors import GantryError
+from oci.errors import DeadlineExceeded, GantryError, NotFound, Unavailable
 from protos.containerd import event_types_pb2, events_pb2, task_types_pb2, tasks_pb2, types_pb2
 
 log = structlog.get_logger()
@@ -119,6 +119,21 @@ class Exits:
         with translated():
             answer = await self._registry.backend.tasks.List(tasks_pb2.ListTasksRequest(), wait_for_ready=True)
         return {process.container_id or process.id: process for process in answer.tasks}
+
+    async def _task(self, container_id: str) -> task_types_pb2.Process | None:
+        """The container's task; None when there certainly is none. Waits until somebody can tell."""
+        request = tasks_pb2.GetRequest(container_id=container_id)
+        while True:
+            try:
+                with translated():
+                    answer = await self._registry.backend.tasks.Get(request, wait_for_ready=True)
+            except NotFound:
+                return None
+            except (Unavailable, DeadlineExceeded):
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                process: task_types_pb2.Process = answer.process
+                return process
 
     def _take(self, envelope: types_pb2.Envelope) -> None:
         if envelope.topic == "/tasks/exit":
@@ -224,18 +239,28 @@ class Exits:
     # Reconciling
 
     async def reconcile(self, found: dict[str, task_types_pb2.Process]) -> None:
-        """Bring every machine in line with the tasks there are."""
-        await asyncio.gather(*(self._reconcile(m, found) for m in list(self._registry.machines.values())))
+        """Bring every machine in line with the tasks there are.
 
-    async def _reconcile(self, machine: Machine, found: dict[str, task_types_pb2.Process]) -> None:
+        One that is being started or ended is looked at when that is over: it must not keep the others' events waiting.
+        """
+        machines = list(self._registry.machines.values())
+        for machine in machines:
+            if machine.lock.locked():
+                self.spawn(self.look_after(machine))
+        free = (self._reconcile(m, found.get(m.id)) for m in machines if not m.lock.locked())
+        await asyncio.gather(*free)
+
+    async def look_after(self, machine: Machine) -> None:
+        """``reconcile`` for one machine, as soon as its lock is free."""
+        await self._reconcile(machine, None)
+
+    async def _reconcile(self, machine: Machine, process: task_types_pb2.Process | None) -> None:
         async with machine.lock:
             if not machine.doc.state.alive:
                 return
-            process = found.get(machine.id)
             if process is None:
-                # It may have been started since the list was made.
-                process = (await self.tasks()).get(machine.id)
-            if process is not None and process.status != task_types_pb2.STOPPED and process.pid:
+                process = await self._task(machine.id)  # it may have been started since the list was made
+            if process is not None and process.status != task_types_pb2.STOPPED:
                 return
             code, at = (process.exit_status, process.exited_at.ToNanoseconds()) if process is not None else (LOST, 0)
             await self.end(machine, code, at or time.time_ns())

@@ -1,7 +1,9 @@
 """Starting a container: network and task are made side by side, and a start that fails is undone whole.
 
 Rule: whoever starts holds the machine's lock from the first step to the last, so an exit that comes at once is told
-after the start. The order is namespace, task ‖ network, process (docs: design of the run path).
+after the start. The order is namespace, task ‖ network, process (docs: design of the run path). From ``starting`` on,
+which is on disk, nothing is undone before it is known that the program has not run: an answer that was lost is no
+failure.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ from engine.containers.starterrors import translated_start, unknown_if_zero
 from engine.containers.subpaths import Subpaths
 from engine.interfaces import SandboxFiles, SandboxRequest
 from engine.spec import build_spec
-from oci.errors import AlreadyExists, FailedPrecondition, GantryError, Internal, NotFound, Unavailable
+from oci.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    GantryError,
+    Internal,
+    NotFound,
+    Unavailable,
+)
 from oci.hostpaths import RUNTIME_NAME
 from protos.containerd import containers_pb2, runc_options_pb2, task_types_pb2, tasks_pb2, types_pb2
 from protos.rawlog import STREAM_NAMES
@@ -40,9 +50,17 @@ LABEL = "io.gantry.engine"
 """On every containerd record the engine makes, so that a sweep knows its own."""
 
 SIGKILL = 9
+KNOWN_SECONDS = 60.0
+"""How long it may take to find out what became of a start whose answer was lost."""
+
 UNDO_SECONDS = 30.0
+KNOWN_PAUSE = 0.05
 UNDO_PAUSES = (0.0, 0.05, 0.2, 1.0, 2.0)
 """Seconds before a task is created again that was in the way or of which nothing came."""
+
+
+class StartUnknown(Unavailable):
+    """The program was told to run, and nobody can tell yet whether it does."""
 
 
 def sandbox_request(doc: Container) -> SandboxRequest:
@@ -63,6 +81,8 @@ class Launcher:
         machine.begin_run()
         try:
             pid = await self._launch(machine)
+        except StartUnknown:
+            raise
         except BaseException as error:
             await asyncio.shield(self._undo(machine))
             raise self._failed(machine, error) from error
@@ -212,34 +232,85 @@ class Launcher:
                 return
             except Unavailable:
                 # The supervisor or the shim died in the middle; what the next one has of it may be whole.
-                process = await self._task(doc.id)
-                if process is not None and process.status == task_types_pb2.CREATED:
-                    return
+                with contextlib.suppress(Unavailable, DeadlineExceeded):
+                    process = await self._task(doc.id)
+                    if process is not None and process.status == task_types_pb2.CREATED:
+                        return
             except AlreadyExists:
                 pass  # left by a start that an earlier engine did not live to finish, or just being taken back
-            await discard_task(self._registry.backend, doc.id)
+            with contextlib.suppress(Unavailable, DeadlineExceeded):
+                await discard_task(self._registry.backend, doc.id)
             await asyncio.sleep(pause)
         with translated():
             await tasks.Create(request, wait_for_ready=True)
 
     async def _start_task(self, container_id: str) -> int:
-        """Let the created task run; its pid. What a supervisor that died in the middle had started, goes on."""
+        """Let the created task run; its pid. Raises only when it has not run, or ``StartUnknown``."""
         tasks = self._registry.backend.tasks
         request = tasks_pb2.StartRequest(container_id=container_id)
-        try:
-            with translated():
-                return int((await tasks.Start(request)).pid)
-        except Unavailable:
-            process = await self._task(container_id)
-            if process is None:
-                raise
-            if process.status == task_types_pb2.CREATED:
+        deadline = time.monotonic() + KNOWN_SECONDS
+        while True:
+            try:
                 with translated():
-                    return int((await tasks.Start(request, wait_for_ready=True)).pid)
-            return int(process.pid)
+                    return int((await tasks.Start(request)).pid)
+            except (Unavailable, DeadlineExceeded):
+                process = await self._known(container_id, deadline)
+                if process is None:
+                    raise  # there is nothing that could run
+                if process.status != task_types_pb2.CREATED:
+                    return int(process.pid)
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(KNOWN_PAUSE)
+
+    async def _known(self, container_id: str, deadline: float) -> task_types_pb2.Process | None:
+        """The container's task, as soon as anybody can tell; None when there is none. Raises ``StartUnknown``."""
+        why = "its shim does not answer"
+        while True:
+            try:
+                process = await self._task(container_id)
+                if process is None or process.status != task_types_pb2.UNKNOWN:
+                    return process
+            except (Unavailable, DeadlineExceeded) as error:
+                why = error.message
+            if time.monotonic() > deadline:
+                raise StartUnknown(
+                    f"it is not known whether container {container_id} was started: {why}",
+                    hint="the engine goes on asking; inspect tells once it is known",
+                )
+            await asyncio.sleep(KNOWN_PAUSE)
+
+    async def settled(self, container_id: str) -> task_types_pb2.Process | None:
+        """What became of a start that an earlier engine did not live to see answered; None when it did not happen.
+
+        A task that was not told to run is taken back. Raises ``StartUnknown``.
+        """
+        deadline = time.monotonic() + KNOWN_SECONDS
+        request = tasks_pb2.DeleteTaskRequest(container_id=container_id)
+        while True:
+            process = await self._known(container_id, deadline)
+            if process is None or process.status != task_types_pb2.CREATED:
+                return process
+            # Who deletes only what was never started cannot hit a start that is still on its way.
+            with contextlib.suppress(NotFound, FailedPrecondition, Unavailable, DeadlineExceeded), translated():
+                await self._registry.backend.tasks.Delete(request, wait_for_ready=True, timeout=UNDO_SECONDS)
+                return None
+            await asyncio.sleep(KNOWN_PAUSE)
+
+    async def settle(self, machine: Machine) -> bool:
+        """Find out what became of a start that ended in ``StartUnknown``; whether it happened. Needs the lock."""
+        while True:
+            with contextlib.suppress(StartUnknown):
+                process = await self._known(machine.id, time.monotonic() + KNOWN_SECONDS)
+                break
+        if process is not None and process.status != task_types_pb2.CREATED:
+            self._running(machine, process.pid)
+            return True
+        await self._undo(machine)
+        return False
 
     async def _task(self, container_id: str) -> task_types_pb2.Process | None:
-        """The container's task, as soon as the supervisor can tell."""
+        """The container's task; None when there is none. Raises ``Unavailable``, ``DeadlineExceeded``."""
         request = tasks_pb2.GetRequest(container_id=container_id)
         with contextlib.suppress(NotFound), translated():
             answer = await self._registry.backend.tasks.Get(request, wait_for_ready=True, timeout=UNDO_SECONDS)

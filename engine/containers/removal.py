@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import time
 
@@ -22,6 +23,8 @@ from oci.errors import FailedPrecondition, GantryError, NotFound
 from protos.containerd import containers_pb2, snapshots_pb2
 
 log = structlog.get_logger()
+
+TREE_PAUSES = (0.05, 0.2, 1.0)
 
 
 class Remover:
@@ -67,7 +70,7 @@ class Remover:
         await asyncio.gather(
             self.forget_record(machine.id, skip=not machine.recorded),
             self.remove_snapshot(machine.doc.snapshotter, machine.id),
-            asyncio.to_thread(shutil.rmtree, registry.directory(machine.id), ignore_errors=True),
+            remove_tree(registry.directory(machine.id)),
         )
         if volumes:
             await self._remove_anonymous(machine)
@@ -140,6 +143,16 @@ class Remover:
                 return int((await self._registry.backend.snapshots.Usage(request)).size)
         except GantryError:
             return 0
+
+
+async def remove_tree(directory: str) -> None:
+    """Remove a container's files. Whoever may still be making one there, as a shim its log, is waited for."""
+    for pause in TREE_PAUSES:
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        if not os.path.lexists(directory):
+            return
+        await asyncio.sleep(pause)
+    log.error("a container's directory cannot be removed", directory=directory)
 
 
 def _selected(labels: dict[str, str], filters: dict[str, list[str]]) -> bool:

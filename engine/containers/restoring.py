@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 
 import msgspec
@@ -19,11 +18,11 @@ from engine.backend import translated
 from engine.containers import restart, subpaths
 from engine.containers.discarding import discard, discard_task
 from engine.containers.exits import Exits
-from engine.containers.launch import LABEL, Launcher
+from engine.containers.launch import LABEL, Launcher, StartUnknown
 from engine.containers.machine import CREATING, Machine
 from engine.containers.model import Container
 from engine.containers.registry import Registry
-from engine.containers.removal import Remover
+from engine.containers.removal import Remover, remove_tree
 from oci.errors import GantryError
 from protos.containerd import containers_pb2, task_types_pb2
 
@@ -62,12 +61,13 @@ class Restorer:
 
     async def _restore(self, found: dict[str, task_types_pb2.Process]) -> None:
         recorded = await self._recorded()
+        await self._settle(found)
         alive = []
         for machine in self._registry.machines.values():
             machine.recorded = machine.id in recorded
             machine.task_left = True  # until it is known that there is none
             process = found.get(machine.id)
-            if process is not None and process.status in (task_types_pb2.RUNNING, task_types_pb2.PAUSED):
+            if process is not None and self._goes_on(machine, process):
                 self._adopt(machine, process)
                 alive.append(machine.id)
             elif process is not None and process.status == task_types_pb2.STOPPED:
@@ -78,6 +78,25 @@ class Restorer:
         subpaths.sweep(self._registry.subpaths)
         for stray in recorded - set(self._registry.machines):
             self._exits.spawn(self._sweep_record(stray))
+
+    async def _settle(self, found: dict[str, task_types_pb2.Process]) -> None:
+        """Find out what became of the starts that were under way; ``found`` is brought up to date."""
+
+        async def one(machine: Machine) -> None:
+            with contextlib.suppress(StartUnknown):
+                process = await self._launcher.settled(machine.id)
+                found.pop(machine.id, None)
+                if process is not None:
+                    found[machine.id] = process
+
+        await asyncio.gather(*(one(m) for m in self._registry.machines.values() if m.doc.starting and m.id in found))
+
+    @staticmethod
+    def _goes_on(machine: Machine, process: task_types_pb2.Process) -> bool:
+        """Whether the task counts as alive: one that cannot be asked now does if it did before."""
+        if process.status == task_types_pb2.UNKNOWN:
+            return machine.doc.state.alive or machine.doc.starting
+        return process.status in (task_types_pb2.RUNNING, task_types_pb2.PAUSED)
 
     async def _recorded(self) -> set[str]:
         """Ids of the containerd records that the engine made."""
@@ -91,6 +110,8 @@ class Restorer:
         """Go on with a run that began under the last daemon."""
         doc = machine.doc
         status = "paused" if process.status == task_types_pb2.PAUSED else "running"
+        if process.status == task_types_pb2.UNKNOWN and doc.state.alive:
+            status = doc.state.status
         if doc.state.status != status or doc.state.pid != process.pid:
             started_at = 0 if doc.starting else doc.state.started_at
             state = msgspec.structs.replace(
@@ -122,7 +143,7 @@ class Restorer:
         await discard_task(self._registry.backend, container_id)
         await self._remover.forget_record(container_id)
         # A shim that was started anew for the task has opened the log, and made its directory for that.
-        await asyncio.to_thread(shutil.rmtree, self._registry.directory(container_id), ignore_errors=True)
+        await remove_tree(self._registry.directory(container_id))
 
     async def _discard_strangers(self, found: dict[str, task_types_pb2.Process]) -> None:
         """Tasks of containers that do not run: left by a start or an end that was interrupted."""
@@ -170,7 +191,7 @@ class Restorer:
             machine.recorded = True
             if machine.doc.state.status == CREATING:
                 await self._remover.remove_snapshot(machine.doc.snapshotter, machine.id)
-                await asyncio.to_thread(shutil.rmtree, self._registry.directory(machine.id), ignore_errors=True)
+                await remove_tree(self._registry.directory(machine.id))
                 self._remover.drop(machine)
             else:
                 await self._remover.remove(machine, force=True, volumes=machine.doc.host.auto_remove)

@@ -14,7 +14,7 @@ from engine.containers.changing import Changer
 from engine.containers.exec import Execs
 from engine.containers.exits import Exits
 from engine.containers.health import Health
-from engine.containers.launch import Launcher, sandbox_request
+from engine.containers.launch import Launcher, StartUnknown, sandbox_request
 from engine.containers.listing import Listing
 from engine.containers.logs import Logs
 from engine.containers.logs_forward import Forwarding
@@ -92,8 +92,14 @@ class ContainerService(Registry):
     # Operations
 
     async def start(self, machine: Machine) -> bool:
-        """Start a container; False when it runs already. Raises in Docker's words."""
+        """Start a container; False when it runs already. Raises in Docker's words.
+
+        While nobody knows what became of an earlier start, this one joins it.
+        """
+        joined, begun = machine.doc.starting, machine.doc.state.started_at
         async with machine.lock:
+            if joined and machine.doc.state.started_at != begun:
+                return True
             status = machine.doc.state.status
             if status == "paused":
                 raise FailedPrecondition("cannot start a paused container, try unpause instead")
@@ -104,6 +110,9 @@ class ContainerService(Registry):
             machine.update(stopped_by_user=False)
             try:
                 await self.launcher.start(machine)
+            except StartUnknown:
+                self.exits.spawn(self._settle(machine))
+                raise
             except BaseException:
                 if status == "restarting":
                     machine.set_state(status="exited")
@@ -111,6 +120,12 @@ class ContainerService(Registry):
                     self.exits.spawn(self.remover.remove(machine, force=True, volumes=True))
                 raise
         return True
+
+    async def _settle(self, machine: Machine) -> None:
+        async with machine.lock:
+            began = machine.doc.starting and await self.launcher.settle(machine)
+        if began:
+            await self.exits.look_after(machine)
 
     async def restart(self, machine: Machine, signal: str = "", seconds: int | None = None) -> None:
         """Stop and start again; what asked to be removed at its end stays."""
