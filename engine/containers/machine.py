@@ -50,6 +50,8 @@ class Machine:
         self.removing = False
         self.task_left = False
         """Whether containerd may still have a task of a run that is over."""
+        self.unsettled = False
+        """Whether a start ended without anybody knowing whether it happened."""
         self.recorded_spec = b""
         self.log_start = (0, 0)
         """Bytes of stdout and stderr in the raw log before the current run."""

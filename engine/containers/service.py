@@ -96,7 +96,7 @@ class ContainerService(Registry):
 
         While nobody knows what became of an earlier start, this one joins it.
         """
-        joined, begun = machine.doc.starting, machine.doc.state.started_at
+        joined, begun = machine.unsettled, machine.doc.state.started_at
         async with machine.lock:
             if joined and machine.doc.state.started_at != begun:
                 return True
@@ -111,6 +111,7 @@ class ContainerService(Registry):
             try:
                 await self.launcher.start(machine)
             except StartUnknown:
+                machine.unsettled = True
                 self.exits.spawn(self._settle(machine))
                 raise
             except BaseException:
@@ -123,7 +124,8 @@ class ContainerService(Registry):
 
     async def _settle(self, machine: Machine) -> None:
         async with machine.lock:
-            began = machine.doc.starting and await self.launcher.settle(machine)
+            began = await self.launcher.settle(machine)
+            machine.unsettled = False
         if began:
             await self.exits.look_after(machine)
 
