@@ -23,6 +23,7 @@ from containerd_py import filters as filter_language
 from containerd_py.diff import mounting
 from containerd_py.interfaces import Mount, Scope, SnapshotInfo, Usage
 from containerd_py.metadata.database import Database, Row, Transaction, pack_labels, unpack_labels
+from containerd_py.snapshots.placement import spread
 from containerd_py.snapshots.usage import disk_usage
 from oci.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from protos.containerd import event_types_pb2, snapshots_pb2
@@ -63,6 +64,7 @@ class DirectorySnapshotter:
         self.root = root
         self.directory = os.path.join(root, "snapshots")
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        spread(self.directory)
         self._database = database
         self._publish = publish
         self._deleting = threading.Lock()
