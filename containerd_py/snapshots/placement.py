@@ -2,7 +2,7 @@
 
 Rule: a hint and never a condition: what a file system does not know it does not get.
 
-ext4 places a new directory near its parent, so all snapshots end up in the few block groups around theirs, with whatever
+ext4 places a new directory near its parent, so all snapshots end up in the few block groups around theirs, with what
 else lives there. Searching those for free inodes is slow once many were freed, because ext4 passes over inodes that
 were deleted in the last minutes (``recently_deleted``): making a file then costs 250 µs instead of 50. The "top of
 directory hierarchies" attribute (chattr(1), ``T``) has every subdirectory placed in a roomy group of its own.
