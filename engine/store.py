@@ -7,7 +7,7 @@ process at any instant; a power cut may lose the last commits but never mixes th
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from oci.errors import ResourceExhausted
 from oci.reserve import Reserve
@@ -44,6 +44,20 @@ class Store:
     def put(self, kind: str, key: str, body: bytes) -> None:
         """Write one document. Idempotent."""
         self._write("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, key, body))
+
+    def put_all(self, kind: str, documents: Sequence[tuple[str, bytes]]) -> None:
+        """Write several documents of a kind, all or none. Idempotent."""
+        if len(documents) > 1:
+            self._write("BEGIN", ())
+        try:
+            for key, body in documents:
+                self.put(kind, key, body)
+            if len(documents) > 1:
+                self._write("COMMIT", ())
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def get(self, kind: str, key: str) -> bytes | None:
         """One document, or None."""

@@ -20,7 +20,7 @@ from engine.backend import translated
 from engine.images.assembly import NewLayer
 from engine.images.containerd import Containerd
 from engine.store import Store
-from oci.errors import AlreadyExists, NotFound
+from oci.errors import AlreadyExists, NotFound, ResourceExhausted
 from oci.image import Descriptor
 from protos.containerd import leases_pb2
 
@@ -119,6 +119,8 @@ class BuildCache:
         finally:
             self._builds -= 1
             self._in_use.subtract(session.keys)
+            with contextlib.suppress(ResourceExhausted):
+                self.note_uses(session.found)
             if self._stale and not self._builds:
                 await asyncio.shield(self._let_go())
 
@@ -142,11 +144,20 @@ class BuildCache:
         if entry is None:
             return None
         if entry.blob is not None and not await self._containerd.has(entry.blob.digest):
-            self._forget(key)
+            self.forget(key)
             return None
-        entry = msgspec.structs.replace(entry, used_at=time.time_ns(), uses=entry.uses + 1)
-        self._put(entry)
-        return entry
+        self.note_uses([key])
+        return self._entries[key]
+
+    def peek(self, key: str) -> Entry | None:
+        """The entry of ``key``, whether its layer is here or not."""
+        return self._entries.get(key)
+
+    def note_uses(self, keys: Iterable[str]) -> None:
+        """Builds have used the entries of ``keys``."""
+        now = time.time_ns()
+        found = [self._entries[key] for key in dict.fromkeys(keys) if key in self._entries]
+        self._put(*(msgspec.structs.replace(entry, used_at=now, uses=entry.uses + 1) for entry in found))
 
     def put(self, entry: Entry) -> None:
         """Remember a result, whose layer is held by the lease."""
@@ -176,11 +187,20 @@ class BuildCache:
         """A build ended in the middle: it may have left layers that no entry knows."""
         self._stale = True
 
-    def _put(self, entry: Entry) -> None:
-        self._store.put(KIND, entry.key, msgspec.json.encode(entry))
-        self._entries[entry.key] = entry
+    def _put(self, *entries: Entry) -> None:
+        self._store.put_all(KIND, [(entry.key, msgspec.json.encode(entry)) for entry in entries])
+        self._entries.update({entry.key: entry for entry in entries})
 
-    def _forget(self, key: str) -> None:
+    async def blobs(self) -> set[str]:
+        """Every blob that is here."""
+        return set(await self._containerd.blob_sizes())
+
+    async def has(self, digest: str) -> bool:
+        """Whether one blob is here."""
+        return await self._containerd.has(digest)
+
+    def forget(self, key: str) -> None:
+        """Drop an entry."""
         self._store.delete(KIND, key)
         self._entries.pop(key, None)
 
@@ -209,7 +229,7 @@ class BuildCache:
                 continue
             left -= entry.size
             gone.append(entry)
-            self._forget(entry.key)
+            self.forget(entry.key)
         self._stale = True
         self.shortcuts.clear()
         if not self._builds:
@@ -253,20 +273,36 @@ class BuildCache:
 
 
 class Session:
-    """The cache as one build sees it."""
+    """The cache as one build sees it: one question to containerd at the first hit, one write at the end.
+
+    What is found stays while the build goes on, so that what was here once need not be asked for again.
+    """
 
     def __init__(self, cache: BuildCache) -> None:
         self._cache = cache
         self.shortcuts = cache.shortcuts
         self.making = cache.making
         self.keys: list[str] = []
+        self.found: list[str] = []
+        self._blobs: asyncio.Task[set[str]] | None = None
 
     async def get(self, key: str) -> Entry | None:
-        """The entry of ``key``, which stays while the build goes on."""
-        entry = await self._cache.get(key)
-        if entry is not None:
-            self._use(key)
+        """The entry of ``key`` if its layer is here; it stays while the build goes on."""
+        entry = self._cache.peek(key)
+        if entry is None:
+            return None
+        self._use(key)
+        if entry.blob is not None and not await self._here(entry.blob.digest):
+            self._cache.forget(key)
+            return None
+        self.found.append(key)
         return entry
+
+    async def _here(self, digest: str) -> bool:
+        if self._blobs is None:
+            self._blobs = asyncio.create_task(self._cache.blobs())
+        # What is not on the list may have come later.
+        return digest in await asyncio.shield(self._blobs) or await self._cache.has(digest)
 
     def put(self, entry: Entry) -> None:
         """Remember a result."""

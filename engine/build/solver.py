@@ -24,7 +24,7 @@ from engine.build.copying import key as content_key
 from engine.build.dockerfile.errors import DockerfileError, Lines
 from engine.build.dockerfile.instructions import From, Run, Single, Transfer, Typed, typed
 from engine.build.dockerfile.parser import parse_line
-from engine.build.filing import Filer
+from engine.build.filing import Filer, Found
 from engine.build.inline import Item
 from engine.build.options import BuildOptions
 from engine.build.plan import PROXY_ARGS, SCRATCH, Plan, Stage, platform_args
@@ -136,7 +136,7 @@ class Solver:
                         diff_id=layer.diff_id,
                     )
                 )
-        return await self.workshop.stand_on(Chain(), layer)
+        return Chain().plus(layer)
 
     async def _stage(self, stage: Stage, log: StageLog, first: int) -> Built:
         try:
@@ -254,7 +254,14 @@ class _StageRun:
             self._log.cached()
         return entry
 
-    async def _take(self, key: str, description: str, layer: NewLayer | None) -> Entry:
+    async def _written(self, key: str, step: Typed, found: Found) -> Entry:
+        """Members as a layer, which the chain takes: what cannot be written is this step's failure."""
+        workshop = self._solver.workshop
+        layer = await workshop.layer(found.members, self._solver.options.epoch)
+        await workshop.ensure(self.chain.plus(layer))
+        return self._take(key, step.source.original, layer)
+
+    def _take(self, key: str, description: str, layer: NewLayer | None) -> Entry:
         """Remember a fresh result."""
         entry = Entry(
             key=key,
@@ -266,9 +273,9 @@ class _StageRun:
         self._solver.cache.put(entry)
         return entry
 
-    async def _stand_on(self, entry: Entry) -> None:
+    def _stand_on(self, entry: Entry) -> None:
         if entry.layer is not None:
-            self.chain = await self._solver.workshop.stand_on(self.chain, entry.layer)
+            self.chain = self.chain.plus(entry.layer)
 
     async def _transfer(self, step: Transfer) -> None:
         async with _failing(step.source.keyword):
@@ -277,7 +284,7 @@ class _StageRun:
             entry = await self._known(key) if key else None
             if entry is None:
                 entry = await self._copied(step, shortcut)
-        await self._stand_on(entry)
+        self._stand_on(entry)
         self._note(step.source.original, entry)
 
     async def _copied(self, step: Transfer, shortcut: str | None) -> Entry:
@@ -285,9 +292,7 @@ class _StageRun:
         async with self._filer.members(step, self.state, self.chain, self._log) as found:
             key = key_of("copy", await asyncio.to_thread(found.key), str(self._solver.options.epoch))
             entry = await self._known(key)
-            if entry is None:
-                layer = await self._solver.workshop.layer(found.members, self._solver.options.epoch)
-                entry = await self._take(key, step.source.original, layer)
+            entry = entry or await self._written(key, step, found)
         if shortcut is not None:
             self._solver.cache.shortcuts[shortcut] = key
         return entry
@@ -305,10 +310,8 @@ class _StageRun:
             return
         key = key_of("directory", found.key(), str(self._solver.options.epoch))
         entry = await self._known(key)
-        if entry is None:
-            layer = await self._solver.workshop.layer(found.members, self._solver.options.epoch)
-            entry = await self._take(key, step.source.original, layer)
-        await self._stand_on(entry)
+        entry = entry or await self._written(key, step, found)
+        self._stand_on(entry)
         self._note(step.source.original, entry)
 
     async def _run(self, step: Run) -> None:
@@ -329,7 +332,7 @@ class _StageRun:
             )  # fmt: skip
             async with solver.cache.making(key):
                 entry = await self._known(key) or await self._execute(step, command, key)
-        await self._stand_on(entry)
+        self._stand_on(entry)
         prefix = f"|{len(args)} {' '.join(args)} " if args else ""
         self._note(f"RUN {prefix}{shown}", entry)
 
@@ -337,8 +340,9 @@ class _StageRun:
         """Run the command; its result, remembered."""
         self._log.text(" ---> Running in a container\n")
         solver = self._solver
+        await solver.workshop.ensure(self.chain)
         layer = await solver.runner.run(self.chain, self.state.image, command, solver.options.host, self._output())
-        return await self._take(key, step.source.original, layer)
+        return self._take(key, step.source.original, layer)
 
     def _output(self) -> Callable[[bytes, int], None]:
         """Takes a command's output; characters may come in pieces."""

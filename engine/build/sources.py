@@ -88,4 +88,4 @@ class BaseImages:
 
 def _chain(decoded: Decoded) -> Chain:
     pairs = zip(decoded.layers, decoded.config.rootfs.diff_ids, strict=True)
-    return Chain(tuple(NewLayer(blob, diff_id) for blob, diff_id in pairs))
+    return Chain.of(tuple(NewLayer(blob, diff_id) for blob, diff_id in pairs))

@@ -31,18 +31,26 @@ class Chain(NamedTuple):
     """A file system made of layers, base first; ``id`` is its chain ID ("" for nothing at all)."""
 
     layers: tuple[NewLayer, ...] = ()
+    id: str = ""
+
+    @classmethod
+    def of(cls, layers: tuple[NewLayer, ...]) -> Chain:
+        """The chain of ``layers``."""
+        return cls(layers, digests.chain_id(layer.diff_id for layer in layers))
 
     @property
     def diff_ids(self) -> tuple[str, ...]:
         return tuple(layer.diff_id for layer in self.layers)
 
     @property
-    def id(self) -> str:
-        return digests.chain_id(self.diff_ids)
+    def parent(self) -> Chain:
+        """This chain without its topmost layer."""
+        return Chain.of(self.layers[:-1])
 
     def plus(self, layer: NewLayer) -> Chain:
         """This chain with one more layer."""
-        return Chain((*self.layers, layer))
+        above = digests.of_bytes(f"{self.id} {layer.diff_id}".encode()) if self.id else layer.diff_id
+        return Chain((*self.layers, layer), above)
 
 
 class Workshop:
@@ -60,17 +68,22 @@ class Workshop:
         pieces = layers.archive(members, now=int(time.time()) if epoch is None else epoch, epoch=epoch)
         return await self._assembler.store_layer(_in_thread(pieces), self._cache.metadata)
 
-    async def stand_on(self, chain: Chain, layer: NewLayer) -> Chain:
-        """``chain`` with ``layer`` on it, as a snapshot that exists when this returns."""
-        result = chain.plus(layer)
-        lock = self._locks.setdefault(result.id, asyncio.Lock())
+    async def ensure(self, chain: Chain) -> None:
+        """Make the snapshot of ``chain``, and what it stands on, where they are missing.
+
+        Whoever is about to use the files of a chain asks for it: a build whose steps are all known needs none.
+        """
+        if not chain.layers:
+            return
+        lock = self._locks.setdefault(chain.id, asyncio.Lock())
         async with lock:
-            if not await self._containerd.snapshot_exists(result.id):
-                await self._unpacker.apply(layer.blob, layer.diff_id, chain.id, result.id, self._cache.metadata)
-                self._cache.note_snapshot(result.id, chain.id, layer.diff_id)
+            if not await self._containerd.snapshot_exists(chain.id):
+                below, layer = chain.parent, chain.layers[-1]
+                await self.ensure(below)
+                await self._unpacker.apply(layer.blob, layer.diff_id, below.id, chain.id, self._cache.metadata)
+                self._cache.note_snapshot(chain.id, below.id, layer.diff_id)
         if not lock.locked():
-            self._locks.pop(result.id, None)
-        return result
+            self._locks.pop(chain.id, None)
 
     @contextlib.asynccontextmanager
     async def tree(self, chain: Chain) -> AsyncIterator[StageTree]:
@@ -91,6 +104,7 @@ class Workshop:
         key = f"build-{secrets.token_hex(12)}"
         snapshots, name = self._containerd.backend.snapshots, self._containerd.snapshotter
         metadata = self._cache.metadata
+        await self.ensure(chain)
         with translated():
             if writable or not chain.layers:
                 prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter=name, key=key, parent=chain.id)

@@ -48,11 +48,17 @@ class Backend:
     def __init__(self) -> None:
         self.leases = Leases()
         self.backend = self
+        self.questions = 0
 
     def with_lease(self, lease: str) -> tuple[tuple[str, str], ...]:
         return (("containerd-lease", lease),)
 
+    async def blob_sizes(self) -> dict[str, int]:
+        self.questions += 1
+        return {resource.id: 1 for resource in self.leases.held}
+
     async def has(self, digest: str) -> bool:
+        self.questions += 1
         return any(resource.id == digest for resource in self.leases.held)
 
     def hold(self, *ids: str) -> None:
@@ -129,6 +135,21 @@ async def test_what_a_build_relies_on_stays_until_it_is_over(cache: BuildCache, 
     assert backend.ids == {"blob-a", "blob-fresh"}
     assert len(await cache.prune(Prune())) == 2
     assert backend.ids == set()
+
+
+@run
+async def test_a_build_asks_once_and_writes_once(cache: BuildCache, backend: Backend) -> None:
+    filled(cache, backend, "a", "b", "c")
+    async with cache.session() as session:
+        for name in ("a", "b", "a", "c"):
+            assert await session.get(key_of(name)) is not None
+        assert backend.questions == 1
+        filled(cache, backend, "later")
+        assert await session.get(key_of("later")) is not None
+        cache.put(entry("lost"))
+        assert await session.get(key_of("lost")) is None
+        assert [e.uses for e in cache.entries()] == [0] * 4
+    assert {e.description: e.uses for e in cache.entries()} == {"a": 1, "b": 1, "c": 1, "later": 1}
 
 
 @run
