@@ -72,7 +72,7 @@ class CgroupManager(ABC):
     def apply(self, pid: int) -> None:
         """Move the process ``pid`` into every cgroup."""
 
-    def create_missing(self) -> None:  # noqa: B027 -- only v1 under systemd has anything to make
+    def create_missing(self) -> None:  # noqa: B027 -- only what systemd made can lack something
         """Make what somebody else, who made the rest, has not made."""
 
     def enter(self) -> None:

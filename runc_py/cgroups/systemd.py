@@ -13,7 +13,7 @@ import os
 import re
 
 from runc_py.cgroups import layout
-from runc_py.cgroups.base import CgroupError, CgroupManager, ContainerMounts
+from runc_py.cgroups.base import CgroupError, CgroupManager, ContainerMounts, read
 from runc_py.cgroups.dbus import BusError, Connection, Variant
 from runc_py.cgroups.limits import memory_and_swap, number, section, shares_of
 from runc_py.light import TYPE_CHECKING
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 SERVICE, PATH, MANAGER = "org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"
 UNLIMITED = 0xFFFFFFFFFFFFFFFF
 ANNOTATION = "org.systemd.property."
+RUNNING = "/run/systemd/system"
+"""Is there where systemd is the init (sd_booted(3))."""
 _NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\Z")
 MEMBER_FIELD = 3
+PERIOD_SINCE = 242
+"""The version of systemd that has ``CPUQuotaPeriodUSec``; RHEL 8 has an older one."""
 
 
 def systemd_manager(cgroups_path: str, container_id: str, annotations: dict[str, str] | None = None) -> CgroupManager:
     """The manager for ``slice:prefix:name`` (runc's form); "" means the id in ``system.slice`` (``user.slice``)."""
-    if not os.path.isdir("/run/systemd/system"):
+    if not os.path.isdir(RUNNING):
         raise CgroupError("the systemd cgroup driver needs a running systemd: use the cgroupfs driver on this host")
     slice_, unit = unit_of(cgroups_path, container_id, user=os.geteuid() != 0)
     inner = _inner(layout.current(), f"{expand_slice(slice_)}/{unit}")
@@ -92,13 +96,19 @@ def _user_manager_cgroup() -> str:
     return f"/user.slice/user-{uid}.slice/user@{uid}.service"
 
 
+def sockets() -> tuple[str, str]:
+    """Where systemd itself listens, and where the bus is that it is on."""
+    if os.geteuid() == 0:
+        return "/run/systemd/private", "/run/dbus/system_bus_socket"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return f"{runtime}/systemd/private", f"{runtime}/bus"
+
+
 def connect() -> Connection:
     """To systemd itself where that is allowed, else over the bus."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    private = "/run/systemd/private" if os.geteuid() == 0 else f"{runtime}/systemd/private"
+    private, bus = sockets()
     if os.path.exists(private):
         return Connection(private, peer=True)
-    bus = "/run/dbus/system_bus_socket" if os.geteuid() == 0 else f"{runtime}/bus"
     return Connection(bus, peer=False)
 
 
@@ -153,13 +163,12 @@ class SystemdManager(CgroupManager):
             ("DefaultDependencies", Variant("b", False)),
             ("PIDs", Variant("au", [pid])),
             *accounting(self.inner.kind),
-            *limits_of(self._resources, self.inner.kind),
-            *self._extra,
         ]
         if self.unit.endswith(".slice"):
             properties = [one for one in properties if one[0] not in ("Slice", "Delegate", "PIDs")]
         try:
             with connect() as bus:
+                properties += [*_understood(bus, limits_of(self._resources, self.inner.kind)), *self._extra]
                 bus.call(SERVICE, PATH, MANAGER, "Subscribe")
                 arguments: tuple[Any, ...] = (self.unit, "replace", properties, [])
                 (job,) = bus.call(SERVICE, PATH, MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", *arguments)
@@ -180,14 +189,33 @@ class SystemdManager(CgroupManager):
         if not self._started:
             self._resources = resources
             return
-        properties = limits_of(resources, self.inner.kind)
+        properties = limits_of(self._with_bandwidth(resources), self.inner.kind)
         try:
             if properties:
                 with connect() as bus:
+                    properties = _understood(bus, properties)
                     bus.call(SERVICE, PATH, MANAGER, "SetUnitProperties", "sba(sv)", self.unit, True, properties)
         except BusError as error:
             raise CgroupError(f"cannot change systemd unit {self.unit}: {error}") from error
         self.inner.set(resources)
+
+    def _with_bandwidth(self, resources: dict[str, Any]) -> dict[str, Any]:
+        """Systemd is told a share of a second: for that, a quota needs the period that is there, and the reverse."""
+        cpu = section(resources, "cpu")
+        if bool(number(cpu, "quota")) == bool(number(cpu, "period")):
+            return resources
+        try:
+            quota, period = self._bandwidth()
+        except OSError:
+            return resources  # no cpu controller: the file that is written next says so
+        return {**resources, "cpu": {"quota": quota, "period": period, **{k: v for k, v in cpu.items() if v}}}
+
+    def _bandwidth(self) -> tuple[int, int]:
+        if self.inner.kind == "v2":
+            quota, period = read(f"{self.paths['']}/cpu.max").split()
+            return -1 if quota == "max" else int(quota), int(period)
+        directory = self.paths.get("cpu", "")
+        return int(read(f"{directory}/cpu.cfs_quota_us")), int(read(f"{directory}/cpu.cfs_period_us"))
 
     def destroy(self) -> None:
         calls = (("StopUnit", "ss", self.unit, "replace"), ("ResetFailedUnit", "s", self.unit))
@@ -232,6 +260,17 @@ def _call_if_loaded(bus: Connection, method: str, signature: str, *arguments: st
             raise
 
 
+def _understood(bus: Connection, properties: list[tuple[str, Variant]]) -> list[tuple[str, Variant]]:
+    """The properties that this systemd knows; the files get the rest."""
+    if not any(name == "CPUQuotaPeriodUSec" for name, _ in properties):
+        return properties
+    (version,) = bus.call(SERVICE, PATH, "org.freedesktop.DBus.Properties", "Get", "ss", MANAGER, "Version")
+    digits = re.match(r"\d+", str(version.value))
+    if digits and int(digits[0]) >= PERIOD_SINCE:
+        return properties
+    return [one for one in properties if one[0] != "CPUQuotaPeriodUSec"]
+
+
 def accounting(kind: str) -> list[tuple[str, Variant]]:
     """What systemd must count, so that the controllers are there."""
     block = "IOAccounting" if kind == "v2" else "BlockIOAccounting"
@@ -272,6 +311,8 @@ def _cpu_limits(resources: dict[str, Any], kind: str, found: dict[str, int]) -> 
         # systemd rounds a quota that is not a multiple of 10 ms a second up to one: so do we, as runc does.
         per_second = quota * 1_000_000 // period
         found["CPUQuotaPerSecUSec"] = -(-per_second // 10000) * 10000
+    if number(cpu, "period"):
+        found["CPUQuotaPeriodUSec"] = period
 
 
 def properties_of(annotations: dict[str, str]) -> list[tuple[str, Variant]]:

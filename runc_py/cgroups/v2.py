@@ -53,6 +53,10 @@ class UnifiedManager(CgroupManager):
         if not make_directory(self.path) and (held := read_pids(self.path)):
             raise CgroupError(f"container's cgroup is not empty: {len(held)} process(es) found in {self.path}")
 
+    def create_missing(self) -> None:
+        """Systemd hands down what it knows and was asked to count; cpuset, hugetlb and their like are not among it."""
+        enable_controllers(self._mount_point or layout.current().unified, self.path)
+
     def apply(self, pid: int) -> None:
         attach(f"{self.path}/cgroup.procs", pid)
 

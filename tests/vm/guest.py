@@ -19,8 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from runc_py import cgroups, state
+from runc_py.cgroups import CgroupManager
 from runc_py.runtime import Launched, Runtime, Stdio
 from runc_py.template import default_spec
+from tests.vm import cgroup_suite
 
 WORK = Path("/run/work")
 CGROUP = Path("/sys/fs/cgroup")
@@ -348,7 +350,52 @@ def command_line_and_seccomp() -> None:
     assert (done.returncode, done.stdout) == (9, "Seccomp:\t2\n"), (done.returncode, done.stdout, done.stderr)
 
 
+class Unified(cgroup_suite.Place):
+    """The guest's own v2 tree, with every controller."""
+
+    kind = "v2"
+
+    def manager(self, name: str) -> CgroupManager:
+        return self.from_path(f"/{name}")
+
+    def from_path(self, cgroups_path: str) -> CgroupManager:
+        return cgroups.manager_for(cgroups_path, "suite")
+
+    def controllers(self) -> set[str]:
+        return {{"io": "blkio"}.get(name, name) for name in (CGROUP / "cgroup.controllers").read_text().split()}
+
+
+class Systemd(Unified):
+    """The guest's real systemd."""
+
+    kind = "systemd-v2"
+    hostile = ("x", "a:b", "a:b:c:d", "../x.slice:p:n", "system.slice:p:../../n", "a--b.slice:p:n", "system:p:n")
+
+    def manager(self, name: str) -> CgroupManager:
+        return self.from_path(f"gantrysuite.slice:test:{name}")
+
+    def from_path(self, cgroups_path: str) -> CgroupManager:
+        return cgroups.manager_for(cgroups_path, "suite", driver="systemd")
+
+    def property(self, manager: CgroupManager, name: str) -> str | None:
+        unit = manager.save()["unit"]
+        show = ["systemctl", "show", "--value", "-p", name, unit]
+        return subprocess.run(show, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _add_suite(place: cgroup_suite.Place) -> None:
+    for name, check in cgroup_suite.SUITE.items():
+
+        def run(check: Callable[[cgroup_suite.Place], None] = check) -> None:
+            check(place)
+
+        run.__name__ = f"suite_{place.kind.replace('-', '_')}_{name}"
+        TESTS.append(run)
+
+
 def main() -> None:
+    _add_suite(Unified())
+    _add_suite(Systemd())
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run/work"], check=False)
     sys.stdout.write(f"== begin\n# Linux {os.uname().release}, Python {sys.version.split()[0]}\n")
     only = Path("/proc/cmdline").read_text().partition("gantry.only=")[2].split(" ")[0].strip()
@@ -359,6 +406,8 @@ def main() -> None:
         try:
             function()
             verdict = f"ok {function.__name__}"
+        except cgroup_suite.Missing as reason:
+            verdict = f"ok {function.__name__} # skipped: {reason}"
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             verdict = (

@@ -167,7 +167,8 @@ def _make_disk(disk: Path) -> None:
     (code / "tests/vm").mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "runc_py", code / "runc_py", ignore=ignored)
-    shutil.copy(REPOSITORY / "tests/vm/guest.py", code / "tests/vm")
+    for name in ("guest.py", "cgroup_suite.py"):
+        shutil.copy(REPOSITORY / "tests/vm" / name, code / "tests/vm")
     _run("mkfs.ext4", "-q", "-d", str(cache() / "root"), str(disk), "1200M")
 
 
