@@ -83,6 +83,10 @@ def command(config: ContainerConfig) -> tuple[str, tuple[str, ...]]:
     return words[0], words[1:]
 
 
+UNSET_SWAPPINESS = -1
+"""What the docker CLI sends when nobody asked for anything."""
+
+
 def with_defaults(host: HostConfig) -> HostConfig:
     """``host`` with Docker's defaults where nothing was given."""
     mode = "bridge" if host.network_mode in ("", "default") else host.network_mode
@@ -99,6 +103,7 @@ def with_defaults(host: HostConfig) -> HostConfig:
         log_config=LogConfig(host.log_config.type or "json-file", host.log_config.config or {}),
         restart_policy=RestartPolicy(host.restart_policy.name or "no", host.restart_policy.maximum_retry_count),
         memory_swap=memory_swap,
+        memory_swappiness=None if host.memory_swappiness == UNSET_SWAPPINESS else host.memory_swappiness,
         port_bindings=host.port_bindings or {},
     )
 

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 from tests.differential.requests import Step
 
-VERSION = "v1.41"
 _MASKS = (
     (re.compile(r"sha256:[0-9a-f]{64}"), "<digest>"),
     (re.compile(r"\b[0-9a-f]{64}\b"), "<id>"),
@@ -41,8 +40,9 @@ class Reply(NamedTuple):
 class Client:
     """One engine's socket, spoken to at one API version; keeps the ids that steps save."""
 
-    def __init__(self, socket_path: str) -> None:
+    def __init__(self, socket_path: str, version: tuple[int, int] = (1, 41)) -> None:
         self._path = socket_path
+        self._version = f"v{version[0]}.{version[1]}"
         self.saved: dict[str, str] = {}
 
     def ask(self, step: Step) -> Reply:
@@ -56,7 +56,7 @@ class Client:
         where = step.path
         for name, value in self.saved.items():
             where = where.replace("{" + name + "}", value)
-        connection.request(step.method, f"/{VERSION}{quote(where, safe='/?&=%')}", body, headers)
+        connection.request(step.method, f"/{self._version}{quote(where, safe='/?&=%')}", body, headers)
         answer = connection.getresponse()
         raw = answer.read()
         connection.close()

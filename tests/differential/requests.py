@@ -216,3 +216,50 @@ STEPS = (
     Step("GET", "/plugins"),
     Step("GET", "/plugins/nope/json"),
 )
+
+_EVERYTHING = {
+    "Image": "busybox",
+    "Cmd": ["sleep", "1000"],
+    "ExposedPorts": {"80/tcp": {}},
+    "Healthcheck": {"Test": ["CMD", "true"], "Interval": 100000000},
+    "HostConfig": {
+        "Init": True,
+        "PortBindings": {"80/tcp": [{"HostPort": "8080"}]},
+        "Binds": ["rich:/v"],
+        "MemorySwappiness": -1,
+        "LogConfig": {},
+        "BlkioDeviceReadBps": [{"Path": "/dev/null", "Rate": 1}],
+        "Devices": [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/n", "CgroupPermissions": "r"}],
+    },
+}
+_POOL = {"Config": [{"Subnet": "10.3.0.0/16", "Gateway": "10.3.0.1"}]}
+_ENDPOINT = {"Aliases": ["also"], "IPAMConfig": {"IPv4Address": "10.3.0.9"}}
+
+RICH = (
+    Step("POST", "/containers/create?name=rich", _EVERYTHING),
+    Step("POST", "/containers/rich/start"),
+    Step("POST", "/networks/create", {"Name": "green", "IPAM": _POOL, "Options": {"a": "b"}}),
+    Step("POST", "/networks/green/connect", {"Container": "rich", "EndpointConfig": _ENDPOINT}),
+    Step("GET", "/containers/rich/changes"),
+    Step("GET", "/containers/rich/json?size=1"),
+    Step("GET", "/containers/json?all=1&size=1"),
+    Step("GET", "/containers/rich/stats?stream=0"),
+    Step("GET", "/containers/rich/top"),
+    Step("GET", "/images/json?all=1&digests=1&shared-size=1"),
+    Step("GET", "/images/busybox/json"),
+    Step("GET", "/networks"),
+    Step("GET", "/networks/green"),
+    Step("GET", "/volumes"),
+    Step("GET", "/system/df"),
+    Step("GET", "/info"),
+    Step("POST", "/build/prune"),
+    Step("POST", "/containers/rich/update", {"CpuShares": 20}),
+    Step("DELETE", "/containers/rich?force=1"),
+    Step("POST", "/containers/prune"),
+    Step("POST", '/volumes/prune?filters={"all":["1"]}'),
+    Step("POST", "/networks/prune"),
+    Step("POST", "/images/busybox/tag?repo=other"),
+    Step("DELETE", "/images/other"),
+    Step("POST", "/containers/missing/wait"),
+)
+"""One container more, with everything that has fields of its own; nothing of it stays."""

@@ -26,7 +26,7 @@ def test_answers_differ_only_where_it_is_said(make_engine: Callable[..., Engine]
     used: set[tuple[str, str]] = set()
     with dockerd() as peer:
         peer.docker("import", "-c", 'CMD ["sh"]', "-", "busybox:latest", stdin=busybox_tar)
-        ours, theirs = Client(engine.socket), Client(f"{peer.host.exec_root}/docker.sock")
+        ours, theirs = Client(engine.socket), Client(peer.host.outside(f"{peer.host.exec_root}/docker.sock"))
         for step in STEPS:
             request = f"{step.method} {step.path}"
             for path, mine, other in differences(masked(ours.ask(step)._asdict()), masked(theirs.ask(step)._asdict())):

@@ -167,6 +167,10 @@ class PrivateHost:
         """Outer pids of processes inside whose command line holds all ``words``."""
         return [pid for pid, line in self.processes().items() if all(word in line for word in words)]
 
+    def outside(self, path: str) -> str:
+        """Where ``path`` of this host is found from outside, whatever is mounted over its directory."""
+        return f"/proc/{self.pid}/root{path}"
+
     def mounts(self) -> list[str]:
         """Mount points inside."""
         lines = Path(f"/proc/{self.pid}/mountinfo").read_text().splitlines()
