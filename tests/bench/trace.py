@@ -2,8 +2,8 @@
 
 Starts an engine that writes spans (``oci/trace.py``), runs ``docker run --rm busybox true`` so many times, one after
 the other, and prints a table like a flame graph: each step below the one that waits for it, with its median start
-within the run, its median length and how often it occurs. What runs beside the client (the clean-up behind it) is
-shown too.
+within the run, its median length and how often it occurs, in the fastest quarter of the runs. What goes on beside the
+client is shown too.
 ``--json`` prints the rows instead.
 
 Rule: a span's place is where it happened, by the clock: it belongs to the shortest span of a room above it (``RANK``)
@@ -89,19 +89,20 @@ def placed(run: Span, spans: Sequence[Span]) -> Iterator[tuple[tuple[str, ...], 
 
 
 def table(runs: Sequence[Span], spans: Sequence[Span]) -> list[Line]:
-    """The steps of the median run, parents before their children, each level in order of time."""
+    """The steps of the fastest quarter of the runs, parents before their children, each level in order of time."""
     starts: dict[tuple[str, ...], list[float]] = defaultdict(list)
     lengths: dict[tuple[str, ...], list[float]] = defaultdict(list)
     ends = [*(run.start for run in runs[1:]), sys.maxsize]
-    for run, until in zip(runs, ends, strict=True):
+    fastest = sorted(zip(runs, ends, strict=True), key=lambda one: one[0].end - one[0].start)[: -(-len(runs) // 4)]
+    for run, until in fastest:
         within = [span for span in spans if run.start <= span.start < until]
         for path, span in placed(run, within):
             starts[path].append((span.start - run.start) / 1e6)
             lengths[path].append((span.end - span.start) / 1e6)
     lines = [
-        Line(path, len(found) / len(runs), statistics.median(found), statistics.median(lengths[path]))
+        Line(path, len(found) / len(fastest), statistics.median(found), statistics.median(lengths[path]))
         for path, found in starts.items()
-        if len(found) >= len(runs) / 2
+        if len(found) >= len(fastest) / 2
     ]
     when = {line.path: line.start for line in lines}
 
