@@ -159,7 +159,7 @@ def _exports(request: control_pb2.SolveRequest) -> list[Export]:
 def _prune(request: control_pb2.PruneRequest) -> Prune:
     """Which entries go. Raises ``InvalidArgument`` for filters that are not known."""
     ids: list[str] = []
-    for text in request.filter:
+    for text in filter(None, request.filter):
         name, _, value = text.replace("~=", "==").partition("==")
         if name not in PRUNE_FILTERS:
             raise InvalidArgument(f"invalid filter {text!r}", hint="id=… or until=…")

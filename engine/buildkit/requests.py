@@ -65,14 +65,13 @@ class BuildRequest(NamedTuple):
 
 def build_request(frontend: str, attributes: Mapping[str, str], caches: Iterable[CacheEntry]) -> BuildRequest:
     """The build that ``frontend`` is asked for. Raises ``Unimplemented``, ``InvalidArgument``."""
-    if frontend == GATEWAY and not is_ours(attributes.get("source", "")):
-        raise Unimplemented(
-            f"the front end {attributes.get('source')} cannot be run", hint="the Dockerfile language is built in"
-        )
+    if frontend == GATEWAY:
+        _check_front_end(attributes.get("source", ""))
     if frontend not in (FRONTEND, GATEWAY):
         raise Unimplemented(f"unknown frontend: {frontend}", hint="the Dockerfile language is built in")
     _refuse(attributes)
     arguments = _prefixed(attributes, "build-arg:")
+    _check_front_end(arguments.get(SYNTAX_ARGUMENT, ""))
     stages = attributes.get("no-cache")
     options = BuildOptions(
         dockerfile=attributes.get("filename", "") or "Dockerfile",
@@ -88,6 +87,11 @@ def build_request(frontend: str, attributes: Mapping[str, str], caches: Iterable
         cache_from=tuple(_cache_from(attributes, caches)),
     )
     return BuildRequest(attributes, options)
+
+
+def _check_front_end(image: str) -> None:
+    if image and not is_ours(image.split(maxsplit=1)[0]):
+        raise Unimplemented(f"the front end {image} cannot be run", hint="the Dockerfile language is built in")
 
 
 def is_ours(image: str) -> bool:

@@ -66,9 +66,7 @@ def test_arguments_labels_target_and_files_of_ids_and_metadata(build: Buildx) ->
     )  # fmt: skip
     assert "[one 2/2] RUN echo $V" in told and "[two 1/1] RUN echo two" in told and "RUN false" not in told
     assert shown(build, "chosen", "cat", "/v", "/two") == "7\ntwo\n"
-    image, label = build.engine.docker(
-        "inspect", "-f", '{{.Id}} {{index .Config.Labels "a"}}', "chosen"
-    ).stdout.split()
+    image, label = build.engine.docker("inspect", "-f", '{{.Id}} {{index .Config.Labels "a"}}', "chosen").stdout.split()
     assert label == "b" and (build.context / "id").read_text() == image
     assert json.loads((build.context / "metadata.json").read_text())["containerimage.config.digest"] == image
 
@@ -106,7 +104,6 @@ def test_the_ignore_file_and_links_in_the_context(build: Buildx) -> None:
     assert shown(build, "ignored", "cat", "/all/linked", "/followed") == "kept.logsub/deep/file"
     assert shown(build, "ignored", "stat", "-c", "%a %u:%g", "/all/sub/deep/file").strip() == "4755 0:0"
     build.write("Dockerfile.dockerignore", "sub\n")
-    build("-t", "own-ignore", ".")if False else None
     assert "file does not exist" in build.fails(".")
 
 
@@ -136,23 +133,35 @@ def test_a_secret_is_seen_by_its_step_alone(build: Buildx) -> None:
 
 @pytest.mark.skipif(shutil.which("ssh-agent") is None, reason="openssh's agent is not installed")
 def test_an_agent_is_forwarded(build: Buildx, tmp_path: Path) -> None:
-    path = tmp_path / "agent"
-    agent = build.engine.host.popen("ssh-agent", "-D", "-a", str(path))
+    path, key = tmp_path / "agent", tmp_path / "key"
+    host = build.engine.host
+    agent = host.popen("ssh-agent", "-D", "-a", str(path), stdout=subprocess.DEVNULL)
     try:
         wait_for(path.exists, "the agent to listen")
+        host.check("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a-key", "-f", str(key))
+        host.check("env", f"SSH_AUTH_SOCK={path}", "ssh-add", "-q", str(key))
+        with_libraries(build.context / "tools", "/usr/bin/ssh-add")
         build.write(
             "Dockerfile",
-            "FROM busybox\nRUN --mount=type=ssh,required "
-            # Request 11 asks for the identities: the answer is 12, and none.
-            "printf '\\000\\000\\000\\001\\013' | nc local:$SSH_AUTH_SOCK -w 2 | od -An -tx1 > /answer\n"
-            "RUN test -z \"$SSH_AUTH_SOCK\"\n",
+            "FROM busybox\nCOPY tools /\nRUN --mount=type=ssh,required /usr/bin/ssh-add -l > /keys\n"
+            'RUN test -z "$SSH_AUTH_SOCK"\n',
         )
-        build.write("probe", "")
-        told = build.run("build", "--ssh", f"default={path}", "--progress", "plain", "-t", "agent", ".")
-        assert told.returncode == 0, told.stderr
+        build("--ssh", f"default={path}", "-t", "agent", ".")
+        assert "a-key (ED25519)" in shown(build, "agent", "cat", "/keys")
+        assert "no agent was forwarded" in build.fails("--no-cache", ".")
     finally:
-        agent.terminate()
+        for pid in host.pids_of("ssh-agent", str(path)):
+            os.kill(pid, signal.SIGTERM)
         agent.wait(5)
+
+
+def with_libraries(root: Path, program: str) -> None:
+    """``program`` and what it is linked with, below ``root``."""
+    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    for name in [program, *(word for line in told.splitlines() for word in line.split() if word.startswith("/"))]:
+        place = root / name.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(name, place)
 
 
 def test_named_contexts_replace_images_and_give_files(build: Buildx, tmp_path: Path) -> None:
@@ -218,14 +227,17 @@ def test_cancelling_ends_the_running_step(build: Buildx) -> None:
     try:
         wait_for(lambda: "begun" in (build.context / "log").read_text(), "the step to run", 30)
         assert build.engine.docker(*label).stdout.split()
-        client.send_signal(signal.SIGINT)
+        for pid in build.engine.host.pids_of("docker-buildx", "build"):
+            os.kill(pid, signal.SIGINT)
         assert client.wait(20) != 0
     finally:
-        client.kill()
-        client.wait()
+        for pid in build.engine.host.pids_of("docker-buildx", "build"):
+            os.kill(pid, signal.SIGKILL)
+        client.wait(20)
     wait_for(lambda: not build.engine.docker(*label).stdout.split(), "the step's container to go")
 
 
+@pytest.mark.timeout(400)
 def test_the_second_build_of_a_large_context_sends_next_to_nothing(build: Buildx) -> None:
     for number in range(20_000):
         path = build.context / f"d{number // 500}" / f"f{number}"
@@ -273,12 +285,9 @@ def test_what_is_not_built_is_refused_in_words(build: Buildx) -> None:
     build("--build-arg", "BUILDKIT_SYNTAX=docker/dockerfile:1", ".")
     build.write("Dockerfile", "# syntax=example/other\nFROM busybox\n")
     assert "syntax=example/other is not fetched" in build(".")
-    assert "cache-from type=local" in build.fails("--cache-from", "type=s3,region=x,bucket=y", ".") or True
 
 
 def test_the_classic_builder_still_works(build: Buildx) -> None:
     build.write("Dockerfile", "FROM busybox\nRUN echo classic\n")
     done = build.run("build", ".", environment={"DOCKER_BUILDKIT": "0"})
     assert done.returncode == 0 and "Successfully built" in done.stdout
-    without = subprocess.run(["true"], check=True)
-    assert without.returncode == 0

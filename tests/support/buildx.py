@@ -43,7 +43,11 @@ class Buildx:
         return [*program, DOCKER, *arguments]
 
     def run(
-        self, *arguments: str, stdin: bytes | None = None, environment: dict[str, str] | None = None, timeout: float = 90
+        self,
+        *arguments: str,
+        stdin: bytes | None = None,
+        environment: dict[str, str] | None = None,
+        timeout: float = 180,
     ) -> subprocess.CompletedProcess[str]:
         """Any docker command."""
         return self.engine.host.run(*self.command(*arguments, environment=environment), stdin=stdin, timeout=timeout)
