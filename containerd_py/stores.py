@@ -23,6 +23,7 @@ from containerd_py.metadata.database import Database
 from containerd_py.metadata.images import Images
 from containerd_py.metadata.leases import Leases
 from containerd_py.metadata.namespaces import Namespaces
+from containerd_py.metadata.sandboxes import Sandboxes
 from containerd_py.registry.hosts import RegistryConfig
 from containerd_py.services.containers import ContainersService
 from containerd_py.services.content import ContentService
@@ -31,6 +32,7 @@ from containerd_py.services.images import ImagesService
 from containerd_py.services.introspection import IntrospectionService, plugins
 from containerd_py.services.leases import LeasesService
 from containerd_py.services.namespaces import NamespacesService
+from containerd_py.services.sandboxes import SandboxStoreService
 from containerd_py.services.snapshots import SnapshotsService
 from containerd_py.services.streaming import StreamingService, Streams
 from containerd_py.services.transfer import TransferService
@@ -50,6 +52,7 @@ from protos.containerd import (
     introspection_pb2_grpc,
     leases_pb2_grpc,
     namespaces_pb2_grpc,
+    sandbox_pb2_grpc,
     snapshots_pb2_grpc,
     streaming_pb2_grpc,
     transfer_pb2_grpc,
@@ -66,6 +69,7 @@ SERVICES = (
     "introspection",
     "leases",
     "namespaces",
+    "sandboxes",
     "snapshots",
     "streaming",
     "tasks",
@@ -146,6 +150,7 @@ def serve_stores(server: grpc.aio.Server, stores: Stores, settings: Settings) ->
     leases_pb2_grpc.add_LeasesServicer_to_server(LeasesService(stores.leases, collector), server)
     snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotsService(stores.snapshotters, database), server)
     diff_pb2_grpc.add_DiffServicer_to_server(DiffService(stores.content, stores.workers, database), server)
+    sandbox_pb2_grpc.add_StoreServicer_to_server(SandboxStoreService(Sandboxes(database), database), server)
     streams = Streams()
     streaming_pb2_grpc.add_StreamingServicer_to_server(StreamingService(streams), server)
     transfer_pb2_grpc.add_TransferServicer_to_server(TransferService(stores.transfers, streams), server)

@@ -15,8 +15,8 @@ another boot they are worth nothing.
 
 ``content``: one row for each namespace that has the blob; the file goes with the last row. ``ingests``: ``expires`` is
 0 for never. ``containers``: ``data`` is the whole ``containers_pb2.Container``; the columns beside it are what garbage
-collection and filters need. ``lease_resources``: ``type`` is ``content``, ``ingests``, ``images`` or
-``snapshots/<snapshotter>``, ``id`` is digest, ref, name or key.
+collection and filters need. ``sandboxes``: ``data`` is the whole ``types_pb2.Sandbox``. ``lease_resources``: ``type``
+is ``content``, ``ingests``, ``images`` or ``snapshots/<snapshotter>``, ``id`` is digest, ref, name or key.
 """
 
 from __future__ import annotations
@@ -109,6 +109,14 @@ MIGRATIONS = (
     CREATE TABLE snapshots_unsynced (
         id INTEGER PRIMARY KEY,
         boot TEXT NOT NULL
+    );
+    """,
+    """
+    CREATE TABLE sandboxes (
+        namespace TEXT NOT NULL,
+        id TEXT NOT NULL,
+        data BLOB NOT NULL,
+        PRIMARY KEY (namespace, id)
     );
     """,
 )

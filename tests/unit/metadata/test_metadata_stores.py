@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from containerd_py.interfaces import Image, Resource, Scope
+from containerd_py.metadata.sandboxes import Sandboxes
 from oci import digest, errors
 from oci.image import Descriptor
 from protos.containerd.containers_pb2 import Container
+from protos.containerd.types_pb2 import Sandbox
 from tests.unit.metadata.stores import Rooms, rooms
 
 A, B = Scope("a"), Scope("b")
@@ -138,5 +140,41 @@ def test_namespaces(tmp_path: Path) -> None:
             on.namespaces.delete("a")
         on.images.create(B, Image("i", TARGET))
         assert [one.name for one in on.namespaces.list()] == ["b"], "it comes back with its first object"
+
+    run(tmp_path, body)
+
+
+def test_sandboxes(tmp_path: Path) -> None:
+    def sandbox(id: str = "s", **fields: object) -> Sandbox:
+        made = Sandbox(sandbox_id=id, **{"labels": {"k": "v"}, **fields})  # type: ignore[arg-type]  # test data
+        made.runtime.name = made.runtime.name or "io.containerd.py.v2"
+        return made
+
+    def body(on: Rooms) -> None:
+        store = Sandboxes(on.database)
+        made = store.create(A, sandbox())
+        assert made.HasField("created_at") and store.get(A, "s") == made
+        with pytest.raises(errors.AlreadyExists):
+            store.create(A, sandbox())
+        with pytest.raises(errors.NotFound):
+            store.get(B, "s")
+        for bad in (sandbox("../x"), Sandbox(sandbox_id="e")):
+            with pytest.raises(errors.InvalidArgument):
+                store.create(A, bad)
+        change = sandbox(labels={"k": "w"})
+        change.extensions["e"].type_url = "t"
+        changed = store.update(A, change, ["labels.k", "extensions.e"])
+        assert (dict(changed.labels), changed.extensions["e"].type_url) == ({"k": "w"}, "t")
+        assert changed.created_at == made.created_at
+        with pytest.raises(errors.InvalidArgument):
+            store.update(A, change, ["created_at"])
+        with pytest.raises(errors.NotFound):
+            store.update(A, sandbox("none"))
+        assert store.list(A, ["labels.k==w"]) == [changed]
+        assert store.list(A, ["runtime.name==other"]) == []
+        assert store.list(B) == []
+        store.delete(A, "s")
+        with pytest.raises(errors.NotFound):
+            store.delete(A, "s")
 
     run(tmp_path, body)

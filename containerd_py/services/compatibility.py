@@ -1,0 +1,64 @@
+"""Which methods of containerd's API are served: the page ``docs/containerd-api.md``.
+
+Rule: what the page says works is what the servicers have; only what containerd has besides is listed here by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from containerd_py import server  # every servicer is known once the daemon's module is
+from containerd_py.metrics.rpcs import RPCS
+
+MISSING: dict[str, tuple[str, str]] = {
+    "containerd.services.mounts.v1.Mounts": (
+        "Activate, Deactivate, Info, List, Update",
+        "the mount manager of containerd 2.2: clients mount by themselves what a snapshotter says",
+    ),
+    "containerd.services.sandbox.v1.Controller": (
+        "Create, Metrics, Platform, Shutdown, Start, Status, Stop, Update, Wait",
+        "needs a shim with the sandbox API, which neither ours nor `io.containerd.runc.v2` is",
+    ),
+}
+"""Services of containerd's main branch that answer UNIMPLEMENTED, and why."""
+
+LIMITS: dict[tuple[str, str], str] = {
+    ("containerd.services.tasks.v1.Tasks", "Checkpoint"): "into a directory (`ctr task checkpoint --image-path`)",
+    ("containerd.services.tasks.v1.Tasks", "Create"): "works; a `checkpoint` is refused",
+    ("containerd.services.tasks.v1.Tasks", "Metrics"): "works; filters: `id==ID`",
+    ("containerd.services.transfer.v1.Transfer", "Transfer"): "works: pull, push, tag, import, export",
+}
+"""Remarks on methods that are served."""
+
+HEAD = """# containerd's API
+
+Made from the servicers by `python -m containerd_py.services.compatibility`; a test keeps it current.
+
+`containerd-py` serves these methods of containerd's gRPC API (services of version 1) on its socket, and on TCP where
+`--tcp-address` says so. A method without a remark works in full. Errors have containerd's status codes; what is not
+served answers UNIMPLEMENTED.
+"""
+
+
+def services() -> dict[str, list[str]]:
+    """Names of the methods that are served, by service."""
+    found: dict[str, list[str]] = {}
+    for method in RPCS.started:
+        found.setdefault(method.service, []).append(method.name)
+    return {service: sorted(names) for service, names in sorted(found.items())}
+
+
+def page() -> str:
+    """The document."""
+    parts = [HEAD]
+    for service, names in services().items():
+        rows = "\n".join(f"| {name} | {LIMITS.get((service, name), 'works')} |" for name in names)
+        parts.append(f"## {service}\n\n| method | |\n|---|---|\n{rows}\n")
+    rows = "\n".join(f"| {service} | {names} | {why} |" for service, (names, why) in MISSING.items())
+    parts.append(f"## What is not served\n\n| service | methods | |\n|---|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    del server
+    sys.stdout.write(page())
