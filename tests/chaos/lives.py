@@ -222,30 +222,34 @@ def _difference(seen: bytes, wanted: bytes) -> str:
     )
 
 
-def _shell(script: str, **more: Any) -> dict[str, Any]:
+def shell(script: str, **more: Any) -> dict[str, Any]:
+    """The configuration of a container that runs ``script``."""
     return {"Cmd": ["sh", "-c", script], **more}
 
 
-def _counting(plan: Plan) -> str:
-    body = f'echo "out $i"; echo "err $i" >&2; sleep {plan.pause}'
+def counting(plan: Plan, *, errors: bool = True) -> str:
+    """A script that counts on stdout, with ``errors`` also on stderr."""
+    err = 'echo "err $i" >&2; ' if errors else ""
+    body = f'echo "out $i"; {err}sleep {plan.pause}'
     return f"i=0; while [ $i -lt {plan.lines} ]; do i=$((i+1)); {body}; done; exit {plan.code}"
 
 
-def _counted(plan: Plan, word: str, end: str = "\n") -> bytes:
+def counted(plan: Plan, word: str, end: str = "\n") -> bytes:
+    """What it says on one of the two."""
     return "".join(f"{word} {number}{end}" for number in range(1, plan.lines + 1)).encode()
 
 
-def _count(life: Life) -> None:
+def count(life: Life) -> None:
     life.expect_exit(life.plan.code)
-    life.expect_logs(_counted(life.plan, "out"), _counted(life.plan, "err"))
+    life.expect_logs(counted(life.plan, "out"), counted(life.plan, "err"))
 
 
 def _terminal(life: Life) -> None:
     life.expect_exit(life.plan.code)
-    life.expect_logs(_counted(life.plan, "out", "\r\n"))
+    life.expect_logs(counted(life.plan, "out", "\r\n"))
 
 
-def _burst(life: Life) -> None:
+def burst(life: Life) -> None:
     life.expect_exit(life.plan.code)
     life.expect_logs(b"".join(b"%d\n" % number for number in range(1, 500 * life.plan.lines + 1)))
 
@@ -262,7 +266,7 @@ def _stopped(life: Life) -> None:
     life.expect_logs(b"up\nbye\n")
 
 
-def _killed(life: Life) -> None:
+def killed(life: Life) -> None:
     life.await_log(b"up\n")
     life.signal("KILL")
     life.expect_exit(137)
@@ -278,7 +282,7 @@ def _paused(life: Life) -> None:
     life.until("pause", lambda: step("pause", "paused"))
     time.sleep(0.1)
     life.until("unpause", lambda: step("unpause", "running"))
-    _count(life)
+    count(life)
 
 
 def _exec(life: Life) -> None:
@@ -353,13 +357,13 @@ def _attached(life: Life) -> None:
 Kind = tuple[Callable[[Plan], dict[str, Any]], Callable[[Life], None]]
 _FOREVER = "echo up; while :; do sleep 0.2; done"
 KINDS: dict[str, Kind] = {
-    "count": (lambda p: _shell(_counting(p)), _count),
-    "burst": (lambda p: _shell(f"seq 1 {500 * p.lines}; exit {p.code}"), _burst),
-    "terminal": (lambda p: _shell(_counting(p).replace('echo "err $i" >&2; ', ""), Tty=True), _terminal),
-    "stopped": (lambda p: _shell(f"trap 'echo bye; exit {p.code}' TERM; {_FOREVER}"), _stopped),
-    "killed": (lambda _: _shell(_FOREVER), _killed),
-    "paused": (lambda p: _shell(_counting(p)), _paused),
-    "exec": (lambda _: _shell(_FOREVER), _exec),
-    "attached": (lambda _: _shell("while read x; do echo got $x; done", OpenStdin=True, AttachStdin=True), _attached),
+    "count": (lambda p: shell(counting(p)), count),
+    "burst": (lambda p: shell(f"seq 1 {500 * p.lines}; exit {p.code}"), burst),
+    "terminal": (lambda p: shell(counting(p, errors=False), Tty=True), _terminal),
+    "stopped": (lambda p: shell(f"trap 'echo bye; exit {p.code}' TERM; {_FOREVER}"), _stopped),
+    "killed": (lambda _: shell(_FOREVER), killed),
+    "paused": (lambda p: shell(counting(p)), _paused),
+    "exec": (lambda _: shell(_FOREVER), _exec),
+    "attached": (lambda _: shell("while read x; do echo got $x; done", OpenStdin=True, AttachStdin=True), _attached),
 }
 """Kinds of lives: the configuration, and what is done and must be seen between start and remove."""

@@ -4,7 +4,7 @@ Rule: everything random comes from the seed (which lives, which victims, which p
 in the journals, and a failed life is reported with its own journal, the kills that fell into it and the daemons' words
 about it.
 
-``python -m tests.chaos.storm [--seed N] [--lives N] [--seconds S] [--jobs N] [--peer gantry|docker.io] [--calm]``
+``python -m tests.chaos.storm [--seed N] [--lives N] [--seconds S] [--jobs N] [--peer NAME] [--calm]``
 runs a long one and prints the score; exit code 1 when anything was wrong.
 """
 
@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tests.chaos.lives import Life, Wrong, plan
+from tests.chaos.supervisors import Containerd, ContainerdPy
 from tests.chaos.victims import Dockerd, Gantry, Victim, victim
 from tests.support.host import PrivateHost
 
@@ -31,15 +32,11 @@ PAUSES = (0.02, 0.8)
 TOGETHER = 0.3
 """How often a kill takes two at once."""
 
-NEVER_TOGETHER = frozenset({"keeper", "shim"})
-"""What a shim and its keeper hold together is gone with both: no engine could give it back."""
-
-APART = 4.0
-"""Seconds between the kill of a keeper and of a shim: until there is another keeper and all is parked with it."""
-
 PROGRESS_SECONDS = 10.0
 
-PEERS: dict[str, Callable[[PrivateHost], Victim]] = {"gantry": Gantry, "docker.io": Dockerd}
+PEERS: dict[str, Callable[[PrivateHost], Victim]] = {
+    victim.name: victim for victim in (Gantry, Dockerd, ContainerdPy, Containerd)
+}
 
 
 class Kill(NamedTuple):
@@ -104,7 +101,7 @@ class Storm:
 
     def _work(self, lives: int, seconds: float) -> None:
         while (number := self._take(lives, seconds)) is not None:
-            life = Life(self.victim.api, plan(self.seed, number), self._over)
+            life = self.victim.life(plan(self.seed, number), self._over)
             try:
                 life.run()
             except Wrong as error:
@@ -122,13 +119,10 @@ class Storm:
         chance = random.Random(self.seed)
         self._over.wait(FIRST_PAUSE)
         while not self._over.is_set():
-            targets = tuple(target for target in self._targets(chance) if not self._too_soon(target))
-            for target in targets:
-                pid = self.victim.kill(target, chance.choice)
-                self.kills.append(Kill(time.monotonic(), target, pid))
+            targets = [target for target in self._targets(chance) if self._killed(target, chance)]
             down = chance.uniform(0, 0.5)
             try:
-                if "engine" in targets:
+                if set(self.victim.restarted) & set(targets):
                     time.sleep(down)
                     self.victim.start()
             except Exception as error:
@@ -139,18 +133,18 @@ class Storm:
                 return
             self._over.wait(chance.uniform(*PAUSES))
 
-    def _too_soon(self, target: str) -> bool:
-        if target not in NEVER_TOGETHER:
+    def _killed(self, target: str, chance: random.Random) -> bool:
+        if not self.victim.spare(target):
             return False
-        (other,) = NEVER_TOGETHER - {target}
-        return any(kill.target == other and time.monotonic() - kill.at < APART for kill in self.kills)
+        pid = self.victim.kill(target, chance.choice)
+        self.kills.append(Kill(time.monotonic(), target, pid))
+        return True
 
     def _targets(self, chance: random.Random) -> tuple[str, ...]:
         # The shims are many and there is more to lose in them.
         first = chance.choice((*self.victim.targets, "shim"))
         second = chance.choice(self.victim.targets)
-        pair = {first, second}
-        if chance.random() >= TOGETHER or len(pair) == 1 or pair == NEVER_TOGETHER:
+        if chance.random() >= TOGETHER or first == second:
             return (first,)
         return first, second
 

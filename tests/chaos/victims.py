@@ -14,12 +14,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from protos import fdpass
 from tests.chaos.api import Api, Broken
+from tests.chaos.lives import Life, Plan
 from tests.support.host import PrivateHost, wait_for
 from tests.support.images import busybox_rootfs
 
@@ -32,6 +35,9 @@ class Victim:
     name = ""
     targets: tuple[str, ...] = ()
     """Kinds of processes that can be killed; ``shim`` means one of them by chance."""
+
+    restarted: tuple[str, ...] = ("engine",)
+    """Those that an init system would start again; the others come back by themselves."""
 
     def __init__(self, host: PrivateHost, socket_path: str) -> None:
         self.host = host
@@ -73,9 +79,17 @@ class Victim:
             descriptor = os.pidfd_open(pid)
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             os.close(descriptor)
-        if target == "engine" and self._process is not None:
+        if target in self.restarted and self._process is not None:
             self._process.wait(10)
         return pid
+
+    def life(self, plan: Plan, over: threading.Event) -> Life:
+        """A life to lead here."""
+        return Life(self.api, plan, over)
+
+    def spare(self, target: str) -> bool:
+        """Whether a ``target`` may be killed now: no engine could give back what has one holder left."""
+        return True
 
     def load_image(self) -> None:
         """Make the ``busybox`` image."""
@@ -112,7 +126,7 @@ class Gantry(Victim):
         if target in ("engine", "supervisor"):
             module = "engine.main" if target == "engine" else "containerd_py.main"
             return [p for p, line in self.host.processes().items() if f"-m {module}" in line and "shutdown" not in line]
-        return [pid for pid in self.host.processes() if _comm(pid) == f"gantry-{target}"]
+        return [pid for pid in self.host.processes() if comm(pid) == f"gantry-{target}"]
 
     def settle(self) -> None:
         for target in ("engine", "supervisor", "zygote", "keeper"):
@@ -125,29 +139,24 @@ class Gantry(Victim):
     def state(self) -> dict[str, Any]:
         root = self.containerd
         return {
-            "containers": _names(self.host.data_root / "containers"),
-            "snapshots": _names(root / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"),
-            "blobs": _names(root / "io.containerd.content.v1.content" / "blobs" / "sha256"),
-            "ingests": _names(root / "io.containerd.content.v1.content" / "ingest"),
-            "bundles": _names(self.host.exec_root / "containerd" / "io.containerd.runtime.v2.task" / "moby"),
-            "runtime": [n for n in _names(self.host.exec_root / "containerd" / "runc" / "moby") if n[0] != "."],
+            "containers": names(self.host.data_root / "containers"),
+            "snapshots": names(root / "io.containerd.snapshotter.v1.overlayfs" / "snapshots"),
+            "blobs": names(root / "io.containerd.content.v1.content" / "blobs" / "sha256"),
+            "ingests": names(root / "io.containerd.content.v1.content" / "ingest"),
+            "bundles": names(self.host.exec_root / "containerd" / "io.containerd.runtime.v2.task" / "moby"),
+            "runtime": [n for n in names(self.host.exec_root / "containerd" / "runc" / "moby") if n[0] != "."],
             "shims": len(self.pids("shim")),
-            "sockets": _names(self.host.exec_root / "containerd" / "s"),
-            "attach": _names(self.host.exec_root / "a"),
-            "fifos": _names(self.host.exec_root / "f"),
-            "netns": _names(self.host.exec_root / "netns"),
+            "sockets": names(self.host.exec_root / "containerd" / "s"),
+            "attach": names(self.host.exec_root / "a"),
+            "fifos": names(self.host.exec_root / "f"),
+            "netns": names(self.host.exec_root / "netns"),
             "mounts": [m for m in self.host.mounts() if "/netns/" not in m],
             "links": [link for link in self.host.links() if link.startswith("veth")],
-            "keeper": self._parked(),
+            "keeper": parked(self.host.exec_root / "containerd"),
         }
 
-    def _parked(self) -> list[str]:
-        """Keys for which the keeper still holds descriptors."""
-        from protos import fdpass
-
-        with fdpass.connect(f"{self.host.exec_root}/containerd/keeper.sock") as peer:
-            keys: list[str] = fdpass.call(peer, {"op": "list"})[0]["keys"]
-        return keys
+    def spare(self, target: str) -> bool:
+        return spare(target, self.host.exec_root / "containerd", self.pids)
 
     def finish(self) -> dict[str, Any]:
         url = f"unix://{self.api.path}"
@@ -188,15 +197,15 @@ class Dockerd(Victim):
 
     def pids(self, target: str) -> list[int]:
         name = {"engine": "dockerd", "supervisor": "containerd", "shim": "containerd-shim"}[target]
-        return [pid for pid in self.host.processes() if _comm(pid) == name]
+        return [pid for pid in self.host.processes() if comm(pid) == name]
 
     def settle(self) -> None:
         wait_for(self.answers, "dockerd to answer", BACK_SECONDS)
 
     def state(self) -> dict[str, Any]:
         return {
-            "containers": _names(self.host.data_root / "containers"),
-            "layers": _names(self.host.data_root / "overlay2"),
+            "containers": names(self.host.data_root / "containers"),
+            "layers": names(self.host.data_root / "overlay2"),
             "shims": len(self.pids("shim")),
             "mounts": [m for m in self.host.mounts() if "overlay2/" in m or "/shm" in m],
             "links": [link for link in self.host.links() if link.startswith("veth")],
@@ -211,11 +220,47 @@ class Dockerd(Victim):
         return {"processes": left} if left else {}
 
 
-def _names(directory: Path) -> list[str]:
+def names(directory: Path) -> list[str]:
+    """What is in the directory; nothing when there is none."""
     return sorted(os.listdir(directory)) if directory.is_dir() else []
 
 
-def _comm(pid: int) -> str:
+def parked(state: Path) -> list[str]:
+    """Keys for which the keeper holds descriptors."""
+    with fdpass.connect(f"{state}/keeper.sock", timeout=5.0) as peer:
+        keys: list[str] = fdpass.call(peer, {"op": "list"})[0]["keys"]
+    return keys
+
+
+def spare(target: str, state: Path, pids: Callable[[str], list[int]]) -> bool:
+    """A container's descriptors are its shim's and the keeper's: one of the two goes when the other has them."""
+    if target not in ("shim", "keeper"):
+        return True
+    bundles = state / "io.containerd.runtime.v2.task" / "moby"
+    alive = [n for n in names(bundles) if (bundles / n / "init.pid").exists() and n[0] != "."]
+    alive = [n for n in alive if not (bundles / n / "exits" / "init").exists()]
+    if target == "keeper":
+        open_files = [_links(pid) for pid in pids("shim")]
+        served = {link for links in open_files if "anon_inode:[pidfd]" in links for link in links}
+        return all(f"{bundles}/{name}/shim.lock" in served for name in alive)
+    try:
+        return {f"moby/{name}" for name in alive} <= set(parked(state))
+    except OSError:
+        return False
+
+
+def _links(pid: int) -> set[str]:
+    """What the process has open."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+    return found
+
+
+def comm(pid: int) -> str:
+    """The name of a process; empty when it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
