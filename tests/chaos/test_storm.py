@@ -1,7 +1,7 @@
 """A short storm of SIGKILLs: every life as its program says, databases whole, nothing left behind.
 
-``CHAOS_SECONDS`` says how long new lives begin, ``CHAOS_SEED`` which storm it is. ``python -m tests.chaos.storm`` is for
-long ones, ``python -m tests.chaos.score`` for ours beside the originals.
+``CHAOS_SECONDS`` says how long new lives begin, ``CHAOS_SEED`` which storm it is. ``python -m tests.chaos.storm`` is
+for long ones, ``python -m tests.chaos.score`` for ours beside the originals.
 """
 
 from __future__ import annotations
