@@ -189,7 +189,8 @@ class SystemdManager(CgroupManager):
         if not self._started:
             self._resources = resources
             return
-        properties = limits_of(self._with_bandwidth(resources), self.inner.kind)
+        resources = self._with_bandwidth(resources)
+        properties = limits_of(resources, self.inner.kind)
         try:
             if properties:
                 with connect() as bus:
