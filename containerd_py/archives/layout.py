@@ -61,7 +61,10 @@ def images(contents: Contents) -> list[FoundImage]:
     if docker:
         return [_made(contents, image) for image in docker]
     if "repositories" in contents.documents:
-        raise Unimplemented("archives of Docker before 1.10 are not supported", hint="save the image again")
+        raise InvalidArgument(
+            "invalid archive: does not contain a manifest.json",
+            hint="Docker before 1.10 saved it: load it with a Docker before 29, and save it again",
+        )
     raise InvalidArgument("invalid archive: neither index.json (OCI layout) nor manifest.json (docker save) is in it")
 
 

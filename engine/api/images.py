@@ -37,7 +37,7 @@ def routes(images: ImageService) -> list[Route]:
     return [
         Route("GET", "/images/json", api.list_images),
         Route("POST", "/images/create", api.create),
-        Route("POST", "/images/load", api.load),
+        Route("POST", "/images/load", api.load, "archives of Docker before 1.10 are refused, as Docker 29 does"),
         Route("GET", "/images/get", api.save),
         Route("GET", "/images/search", api.search),
         Route("POST", "/images/prune", api.prune),

@@ -173,7 +173,7 @@ def test_too_many_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ([], InvalidArgument, "neither"),
         ([("other", b"x")], InvalidArgument, "neither"),
-        ([("repositories", b'{"app":{"v1":"' + b"a" * 64 + b'"}}')], Unimplemented, r"before 1\.10"),
+        ([("repositories", b'{"app":{"v1":"' + b"a" * 64 + b'"}}')], InvalidArgument, "does not contain a manifest"),
         ([("manifest.json", b"{")], DataLoss, "cannot be read"),
         ([("manifest.json", b'[{"Config":5}]')], DataLoss, "cannot be read"),
         ([("manifest.json", b'[{"Config":"missing"}]')], InvalidArgument, "missing"),
