@@ -67,7 +67,7 @@ class BuildApi:
         """The context from the request's body or from where ``remote`` points."""
         remote = request.text("remote")
         if remote == "client-session":
-            raise Unimplemented("BuildKit sessions are not built", hint="set DOCKER_BUILDKIT=0")
+            raise Unimplemented("this endpoint takes no sessions", hint="BuildKit's builds come by POST /grpc")
         if is_git(remote):
             return await clone(remote, self._builds.spool()), options
         context = Context(self._builds.spool())
@@ -170,7 +170,7 @@ class _Body(io.RawIOBase):
 def options_of(request: Request) -> BuildOptions:
     """The build's options from the query. Raises ``InvalidArgument``, ``Unimplemented``."""
     if request.text("version") not in CLASSIC:
-        raise Unimplemented("the BuildKit builder is not built", hint="set DOCKER_BUILDKIT=0 for the classic one")
+        raise Unimplemented("this endpoint is the classic builder's", hint="BuildKit's builds come by POST /grpc")
     if request.flag("squash"):
         raise Unimplemented("--squash is not built", hint="use a multi-stage build and COPY --from")
     if request.text("outputs") not in ("", "[]"):
