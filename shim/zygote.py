@@ -16,12 +16,13 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from oci import trace
 from oci.version import __version__
 from protos import fdpass
 from shim import sealed
+from shim.config import ShimConfig
 
 _KNOWN_ORPHANS = 4096
 _WARM = (
@@ -39,6 +40,17 @@ _WARM = (
 """Modules whose import somebody would otherwise pay for in every shim."""
 
 
+IDLE_SECONDS = 0.03
+"""Without a request for so long the zygote forks a spare; under many requests it has other things to do."""
+
+
+class Spare(NamedTuple):
+    """A process forked ahead of the request for it, and where it waits for that."""
+
+    pid: int
+    peer: socket.socket
+
+
 class Zygote:
     """The server: forks shims, reaps orphans and remembers how they ended."""
 
@@ -48,6 +60,7 @@ class Zygote:
         self._poll = select.epoll()
         self._poll.register(listener.fileno(), select.EPOLLIN)
         self._statuses: OrderedDict[int, int] = OrderedDict()
+        self._spare: Spare | None = None
         self._running = True
 
     def run(self) -> None:
@@ -59,7 +72,10 @@ class Zygote:
         self._wakeup = (wake_read, wake_write)
         self._reap()
         while self._running:
-            for descriptor, _ in self._poll.poll():
+            ready = self._poll.poll(-1 if self._spare is not None else IDLE_SECONDS)
+            if not ready:
+                self._spare = self._fork_spare()
+            for descriptor, _ in ready:
                 if descriptor == self._listener.fileno():
                     self._accept()
                 elif descriptor == wake_read:
@@ -68,6 +84,9 @@ class Zygote:
                     self._reap()
                 else:
                     self._serve(descriptor)
+        if self._spare is not None:
+            self._spare.peer.close()
+            os.waitpid(self._spare.pid, 0)
 
     def _reap(self) -> None:
         """Collect every dead child; the statuses of the last few thousand are kept for ``reaped``."""
@@ -78,6 +97,9 @@ class Zygote:
                 return
             if pid == 0:
                 return
+            if self._spare is not None and pid == self._spare.pid:
+                self._spare.peer.close()
+                self._spare = None
             self._statuses[pid] = status
             if len(self._statuses) > _KNOWN_ORPHANS:
                 self._statuses.popitem(last=False)
@@ -129,7 +151,7 @@ class Zygote:
     def _start(self, request: dict[str, Any], *, restore: bool) -> dict[str, Any]:
         from shim import main as shim_main
 
-        config = shim_main.ShimConfig(
+        config = ShimConfig(
             namespace=str(request["namespace"]),
             container_id=str(request["id"]),
             bundle=str(request["bundle"]),
@@ -142,28 +164,70 @@ class Zygote:
         )
         os.stat(config.bundle)  # one that was removed meanwhile gets neither shim nor socket
         listener = shim_main.listen(config.socket)
-        pid = os.fork()
+        pid = self._hand_over(config, listener, restore) or os.fork()
         if pid == 0:
+            self._let_go()
             self._be_shim(config, listener, restore)
         listener.close()
         # A pid that is used again belongs to somebody else now.
         self._statuses.pop(pid, None)
         return {"pid": pid, "address": f"unix://{config.socket}"}
 
-    def _be_shim(self, config: Any, listener: socket.socket, restore: bool) -> NoReturn:
-        """The forked side: let go of all that is the zygote's, then be a shim."""
+    def _hand_over(self, config: ShimConfig, listener: socket.socket, restore: bool) -> int:
+        """Make the spare the shim; its pid, or 0 when there is none."""
+        spare, self._spare = self._spare, None
+        if spare is None:
+            return 0
+        with spare.peer, contextlib.suppress(OSError):
+            fdpass.send(spare.peer, {"config": config, "restore": restore}, [listener.fileno()])
+            return spare.pid
+        return 0
+
+    def _fork_spare(self) -> Spare:
+        """A process that waits to become a shim: its fork is then nobody's to wait for."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._let_go()
+            self._wait_for_work(theirs)
+        theirs.close()
+        return Spare(pid, ours)
+
+    def _let_go(self) -> None:
+        """In a fork: close all that is the zygote's."""
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        if self._spare is not None:
+            self._spare.peer.close()
+        for peer in self._peers.values():
+            peer.close()
+        self._listener.close()
+        self._poll.close()
+        for descriptor in self._wakeup:
+            os.close(descriptor)
+
+    def _wait_for_work(self, peer: socket.socket) -> NoReturn:
+        """Be the spare: a shim when told so, and gone when the zygote is."""
+        from shim import prctl
+
+        try:
+            prctl.set_name("gantry-spare")
+            with peer:
+                packet = fdpass.receive(peer)
+            if packet is not None:
+                values, (listener,) = packet
+                config = ShimConfig(*values["config"])
+                self._be_shim(config, socket.socket(fileno=listener), values["restore"])
+        finally:
+            os._exit(0)
+
+    @staticmethod
+    def _be_shim(config: ShimConfig, listener: socket.socket, restore: bool) -> NoReturn:
         code = 1
         try:
             from shim import main as shim_main
 
-            signal.set_wakeup_fd(-1)
-            os.setsid()
-            for peer in self._peers.values():
-                peer.close()
-            self._listener.close()
-            self._poll.close()
-            for descriptor in self._wakeup:
-                os.close(descriptor)
             code = shim_main.serve(config, listener, restore=restore)
         except BaseException as error:
             from shim.loop import report
