@@ -46,6 +46,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--add-host", action="append", default=[], metavar="NAME:IP")
     add("--shm-size", metavar="BYTES")
     add("--progress", choices=("auto", "plain", "quiet"), default="auto")
+    add("--check", action="store_true", help="tell what is likely a mistake in the Dockerfile, and build nothing")
     add("-q", "--quiet", action="store_true", help="print the id alone")
     add("context", metavar="DIRECTORY | URL | -", help="what COPY may copy; - reads an archive or a Dockerfile")
     return out
@@ -62,6 +63,11 @@ def execute(name: str, arguments: argparse.Namespace) -> int:
     headers = {"Content-Type": "application/x-tar", **_registries(), **_secrets(arguments.secret)}
     quiet = arguments.quiet or arguments.progress == "quiet"
     engine = client(arguments, start=True)
+    if arguments.check:
+        from cli.buildcheck import show_findings
+
+        with engine.send("POST", f"/build?{text}&check=1", stream=stream, headers=headers) as reply:
+            return show_findings(reply.messages())
     with engine.send("POST", f"/build?{text}", stream=stream, headers=headers) as reply:
         image = show(reply.messages(), "quiet" if quiet else arguments.progress)
     print(image)

@@ -58,6 +58,8 @@ class BuildApi:
     async def build(self, request: Request) -> Answer:
         """``POST /build``."""
         context, options = await self._received(request, options_of(request))
+        if request.flag("check"):
+            return await progress(self._builds.check(context, options))
         messages = self._builds.build(context, options, steps=request.text("progress") == "steps")
         if request.flag("q"):
             return await progress(_quiet(messages))

@@ -47,6 +47,8 @@ class Context:
         self._places: dict[str, tuple[int, str]] = {}
         self._xattrs: dict[str, dict[str, bytes]] = {}
         self._end = 0
+        self.left_out = IgnoreRules(())
+        """What was dropped by ``ignore``."""
 
     def close(self) -> None:
         """Give the disk space back. Idempotent."""
@@ -190,8 +192,8 @@ class Context:
             node = self._nodes.get(name)
             if node is not None and node.is_file:
                 with self.open(name) as file:
-                    rules = IgnoreRules(file.read().decode(errors="replace").splitlines())
-                self._drop(rules)
+                    self.left_out = IgnoreRules(file.read().decode(errors="replace").splitlines())
+                self._drop(self.left_out)
                 return
 
     def _drop(self, rules: IgnoreRules) -> None:

@@ -6,6 +6,7 @@ Source: docs.docker.com "Dockerfile reference" (FROM, ARG scope, automatic platf
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -53,6 +54,8 @@ class Plan(NamedTuple):
     global_args: Mapping[str, str | None]
     escape: str
     warnings: tuple[Warning, ...]
+    defaults: Mapping[str, str | None]
+    """The global scope as the file alone gives it."""
 
 
 def platform_args(build: Platform, target: Platform) -> dict[str, str]:
@@ -76,6 +79,7 @@ def plan(
     """The stages of ``dockerfile``. Raises ``DockerfileError``, ``InvalidArgument`` (no such target)."""
     meanings = [typed(instruction, dockerfile.escape) for instruction in dockerfile.instructions]
     scope: dict[str, str | None] = dict(automatic)
+    defaults = dict(scope)
     first = 0
     for first, meaning in enumerate(meanings):  # noqa: B007 - its last value is where the stages begin
         if isinstance(meaning, From):
@@ -84,14 +88,16 @@ def plan(
             raise DockerfileError("no build stage in current context: the first is FROM", meaning.source.lines)
         for name, default in meaning.pairs:
             value = build_args.get(name, scope.get(name))
-            if name not in build_args and default is not None:
-                value = _expanded(default, scope, dockerfile.escape, meaning)
+            if default is not None:
+                with contextlib.suppress(DockerfileError):
+                    defaults[name] = _expanded(default, defaults, dockerfile.escape, meaning)
+                value = value if name in build_args else _expanded(default, scope, dockerfile.escape, meaning)
             scope[name] = value
     else:
         raise DockerfileError("no build stage in current context: FROM is missing", meanings[-1].source.lines)
     stages = _stages(meanings[first:], scope, dockerfile.escape)
     chosen = _target(stages, target)
-    return Plan(stages, chosen, _needed(stages, chosen), scope, dockerfile.escape, dockerfile.warnings)
+    return Plan(stages, chosen, _needed(stages, chosen), scope, dockerfile.escape, dockerfile.warnings, defaults)
 
 
 def _expanded(text: str, scope: Mapping[str, str | None], escape: str, meaning: Typed) -> str:

@@ -18,14 +18,14 @@ from typing import Any
 
 import structlog
 
-from engine.build import inline
+from engine.build import checks, inline
 from engine.build.cache import BuildCache, Entry, Prune
 from engine.build.client import Client, Given
 from engine.build.context import Context
-from engine.build.dockerfile.errors import DockerfileError, excerpt
-from engine.build.dockerfile.parser import parse
+from engine.build.dockerfile.errors import DockerfileError, Warning, excerpt
+from engine.build.dockerfile.parser import Dockerfile, parse
 from engine.build.options import BuildOptions
-from engine.build.plan import PROXY_ARGS, Plan, plan, platform_args
+from engine.build.plan import PROXY_ARGS, SCRATCH, Plan, plan, platform_args
 from engine.build.progress import STEP, Json, Progress
 from engine.build.runmounting import CacheDirectories
 from engine.build.running import Runner
@@ -43,7 +43,7 @@ from oci.hostpaths import HostPaths
 log = structlog.get_logger()
 
 MAX_DOCKERFILE = 8 << 20
-AUTOMATIC = frozenset({"SOURCE_DATE_EPOCH", inline.ARGUMENT, *PROXY_ARGS})
+AUTOMATIC = frozenset({"SOURCE_DATE_EPOCH", inline.ARGUMENT, checks.ARGUMENT, *PROXY_ARGS})
 """Build arguments that need no ARG."""
 
 
@@ -135,14 +135,14 @@ class BuildService:
         Raises ``DockerfileError`` and the errors of steps; ``failed_lines`` tells where they come from.
         """
         wanted = options.platform or self._images.catalog.wanted
-        planned = plan(
-            parse(source),
-            build_args=options.build_args,
-            automatic=platform_args(self._images.catalog.wanted, wanted),
-            target=options.target,
-        )
+        dockerfile, planned = self._read(source, options)
         progress.planned(planned)
-        _warn(planned, options, progress)
+        _warn_of_arguments(planned, options, progress)
+        findings = await self._findings(dockerfile, planned, context, options)
+        for finding in findings:
+            progress.warn(finding)
+        if findings and checks.settings_of(dockerfile, options.build_args).error:
+            raise checks.failure(findings)
         bases = BaseImages(self._images, options, client)
         run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
         await self._take_caches(options, progress, client)
@@ -156,6 +156,53 @@ class BuildService:
             finally:
                 bases.close()
                 await asyncio.to_thread(shutil.rmtree, run_directory, ignore_errors=True)
+
+    def _read(self, source: bytes, options: BuildOptions) -> tuple[Dockerfile, Plan]:
+        """The Dockerfile, and what a build makes of it. Raises ``DockerfileError``, ``InvalidArgument``."""
+        dockerfile = parse(source)
+        machine = self._images.catalog.wanted
+        automatic = platform_args(machine, options.platform or machine)
+        return dockerfile, plan(dockerfile, build_args=options.build_args, automatic=automatic, target=options.target)
+
+    async def check(self, context: Context, options: BuildOptions) -> AsyncGenerator[Json, None]:
+        """What the build checks find, one message each (``checks.FINDING``), without building. Closes ``context``."""
+        try:
+            source = await asyncio.to_thread(dockerfile_of, context, options.dockerfile)
+            await asyncio.to_thread(context.ignore, options.dockerfile)
+            dockerfile, planned = self._read(source, options)
+            findings = await self._findings(dockerfile, planned, context, options)
+        except DockerfileError as error:
+            error.excerpt = excerpt(source.decode(errors="replace"), options.dockerfile, error.lines)
+            raise
+        finally:
+            context.close()
+        text = source.decode(errors="replace")
+        for rule, words, lines in findings:
+            shown = excerpt(text, options.dockerfile, lines)
+            told = {"rule": rule, "text": words, "first": lines.first, "last": lines.last, "excerpt": shown}
+            yield {"id": checks.FINDING, "aux": told}
+
+    async def _findings(
+        self, dockerfile: Dockerfile, planned: Plan, context: Context, options: BuildOptions
+    ) -> list[Warning]:
+        """What the build checks find, as far as the file wants to know."""
+        settings = checks.settings_of(dockerfile, options.build_args)
+        found = checks.check(dockerfile, planned, context.left_out.ignored)
+        suspects = {root for root, _ in checks.undefined(planned, options.build_args, {})}
+        if suspects:
+            # What a base that is not here yet sets is not known: nothing is said of what stands on it.
+            known = {name: env for name in suspects if (env := await self._environment(name)) is not None}
+            found += [w for root, w in checks.undefined(planned, options.build_args, known) if root in known]
+        return sorted((w for w in found if settings.wants(w.rule)), key=lambda w: w.lines)
+
+    async def _environment(self, name: str) -> tuple[str, ...] | None:
+        """``ENV`` of an image that is here; None for others."""
+        if name == SCRATCH:
+            return ()
+        try:
+            return (await self._images.catalog.find(name)).decoded.config.config.env
+        except GantryError:
+            return None
 
     async def _take_caches(self, options: BuildOptions, progress: Progress, client: Client) -> None:
         """``--cache-from``: steps of images, pulled where they are not here. One that cannot be had is passed over."""
@@ -211,7 +258,7 @@ def dockerfile_of(context: Context, name: str) -> bytes:
         return file.read()
 
 
-def _warn(planned: Plan, options: BuildOptions, progress: Progress) -> None:
+def _warn_of_arguments(planned: Plan, options: BuildOptions, progress: Progress) -> None:
     from engine.build.dockerfile.instructions import Arg
 
     args = (step for stage in planned.stages for step in stage.steps if isinstance(step, Arg))
@@ -219,8 +266,6 @@ def _warn(planned: Plan, options: BuildOptions, progress: Progress) -> None:
     unused = sorted(set(options.build_args) - declared - set(planned.global_args) - AUTOMATIC)
     if unused:
         progress.say({"stream": f"[Warning] One or more build-args {unused} were not consumed\n"})
-    for warning in planned.warnings:
-        progress.warn(warning)
 
 
 def _record(entry: Entry, *, in_use: bool) -> dict[str, Any]:

@@ -215,7 +215,8 @@ def _words(state: State, meaning: Words) -> State:
 
 
 def _ports(text: str, source: Instruction) -> list[str]:
-    match = _PORT.fullmatch(text)
+    # An address or a port of the host says nothing about an image; docker reads over them.
+    match = _PORT.fullmatch(text.rpartition(":")[2])
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if match is None or not 0 < first <= last <= MAX_PORT:
         raise DockerfileError(f"invalid containerPort: {text}", source.lines, hint="8080, 8080/udp or 8000-8010/tcp")

@@ -152,3 +152,20 @@ def test_a_web_server_from_dockerfile_to_a_golden_image_elsewhere(builder: Engin
         peer.docker("run", "-d", "--name", "web", "--network", "host", f"{registry}/web:golden")
         wait_for(lambda: peer.host.run("curl", "-sf", "http://127.0.0.1/").stdout == "golden\n", "the page")
         peer.docker("rm", "-f", "web")
+
+
+def test_checks_are_told_and_stop_a_build_that_wants_it(builder: Engine, context: Path) -> None:
+    fine = builder.gantry("build", "--check", str(context))
+    assert fine.stdout == "Check complete, no warnings found.\n"
+    (context / "Dockerfile").write_text("FROM busybox\nENV A=$B P=$PATH\nCMD sleep 1\n")
+    done = builder.gantry("build", "--check", str(context), check=False)
+    assert done.returncode == 1 and "2 warnings found" in done.stdout, done
+    assert "WARNING: UndefinedVar" in done.stdout and "/rule/json-args-recommended/" in done.stdout
+    assert " 3 | >>> CMD sleep 1" in done.stdout
+    told = builder.gantry("build", str(context)).stderr
+    assert "UndefinedVar: Usage of undefined variable '$B' (line 2)" in told
+    (context / "Dockerfile").write_text("# check=skip=JSONArgsRecommended;error=true\nFROM busybox\nENV A=$B\n")
+    done = builder.gantry("build", str(context), check=False)
+    assert done.returncode == 1 and "lint violation found for rules: UndefinedVar" in done.stderr, done
+    done = builder.gantry("build", "--build-arg", "BUILDKIT_DOCKERFILE_CHECK=skip=all", str(context))
+    assert "UndefinedVar" not in done.stderr

@@ -20,7 +20,10 @@ class ExpansionError(ValueError):
 
 
 class Expander:
-    """Expands words with one set of variables. ``used`` collects names looked up, ``unset`` those without a value."""
+    """Expands words with one set of variables.
+
+    ``used`` collects names looked up, ``unset`` those without a value, unless the word says what is to be then.
+    """
 
     def __init__(self, lookup: Lookup, escape: str = "\\", *, quotes: bool = True) -> None:
         """``quotes`` off leaves quotes and escapes as they are (heredocs): only ``\\$`` is special then."""
@@ -53,11 +56,11 @@ class Expander:
             words.append("".join(current))
         return words
 
-    def value(self, name: str) -> str | None:
+    def value(self, name: str, *, may_be_unset: bool = False) -> str | None:
         """Look up ``name`` and remember it."""
         self.used.add(name)
         value = self._lookup(name)
-        if value is None:
+        if value is None and not may_be_unset:
             self.unset.add(name)
         return value
 
@@ -173,9 +176,9 @@ class _Scanner:
         return "".join(piece for piece, _ in self.pieces(stop))
 
     def _applied(self, name: str, operator: str, word: str) -> str:
-        value = self._owner.value(name)
-        missing = value is None or (operator[0] == ":" and not value)
         kind = operator[-1]
+        value = self._owner.value(name, may_be_unset=kind in "-+?")
+        missing = value is None or (operator[0] == ":" and not value)
         if kind == "-":
             return word if missing or value is None else value
         if kind == "+":

@@ -80,8 +80,8 @@ def test_heredoc_keeps_quotes() -> None:
 
 def test_names_used_and_unset_are_told() -> None:
     expander = Expander(VALUES.get)
-    expander.word("$a ${nope:-x}")
-    assert (expander.used, expander.unset) == ({"a", "nope"}, {"nope"})
+    expander.word("$a ${default:-x} $nope")
+    assert (expander.used, expander.unset) == ({"a", "default", "nope"}, {"nope"})
 
 
 @given(st.text())
