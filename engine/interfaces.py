@@ -128,6 +128,9 @@ class Networks(Protocol):
     def settings(self, request: SandboxRequest) -> dict[str, Any]:
         """``NetworkSettings`` of container inspect, Docker's JSON keys; empty addresses while stopped."""
 
+    def revision(self, container_id: str) -> tuple[object, ...]:
+        """While this is equal, ``settings`` and ``port_list`` answer the same for the same request."""
+
     async def rename(self, container_id: str, name: str) -> None:
         """The container has another name from now on."""
 

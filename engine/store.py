@@ -29,6 +29,7 @@ class Store:
             " (kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID"
         )
         self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        self._changes: dict[str, int] = {}
         self._reserve = None if path == ":memory:" else Reserve(f"{path}.reserve")
 
     def _write(self, sql: str, parameters: tuple[object, ...]) -> None:
@@ -43,6 +44,7 @@ class Store:
 
     def put(self, kind: str, key: str, body: bytes) -> None:
         """Write one document. Idempotent."""
+        self._changes[kind] = self.changes(kind) + 1
         self._write("INSERT OR REPLACE INTO document VALUES (?, ?, ?)", (kind, key, body))
 
     def put_all(self, kind: str, documents: Sequence[tuple[str, bytes]]) -> None:
@@ -66,7 +68,12 @@ class Store:
 
     def delete(self, kind: str, key: str) -> None:
         """Remove one document. Idempotent."""
+        self._changes[kind] = self.changes(kind) + 1
         self._write("DELETE FROM document WHERE kind=? AND id=?", (kind, key))
+
+    def changes(self, kind: str) -> int:
+        """How often documents of ``kind`` were written: while that is the same, so are they."""
+        return self._changes.get(kind, 0)
 
     def all(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Every (id, document) of ``kind``, ordered by id."""

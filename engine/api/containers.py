@@ -216,10 +216,11 @@ class ContainersApi:
         machines = await listing.select(request.filters(), all=request.flag("all"), limit=limit)
         return json_response([await self._summary(listing, machine, request.flag("size")) for machine in machines])
 
-    async def _summary(self, listing: Listing, machine: Machine, size: bool) -> dict[str, Any]:
+    async def _summary(self, listing: Listing, machine: Machine, size: bool) -> dict[str, Any] | msgspec.Raw:
+        if not size:
+            return listing.entry(machine)
         view = listing.summary(machine)
-        if size:
-            view["SizeRw"], view["SizeRootFs"] = await self._containers.sizes.of(machine.doc)
+        view["SizeRw"], view["SizeRootFs"] = await self._containers.sizes.of(machine.doc)
         return view
 
     async def prune(self, request: Request) -> Answer:

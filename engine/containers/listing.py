@@ -10,7 +10,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -33,6 +33,14 @@ KEYS = frozenset(
     }
 )
 Test = Callable[[Machine], bool]
+
+
+class _Listed(NamedTuple):
+    """An entry without its status, and the objects that it was made of."""
+
+    made_of: tuple[object, ...]
+    before: bytes
+    after: bytes
 
 
 def status_text(machine: Machine) -> str:
@@ -138,6 +146,20 @@ class Listing:
     def _networks(self, machine: Machine) -> set[str]:
         networks = self._registry.networks.settings(sandbox_request(machine.doc)).get("Networks") or {}
         return {*networks, *(n.get("NetworkID", "") for n in networks.values())}
+
+    def entry(self, machine: Machine) -> msgspec.Raw:
+        """``summary`` as JSON. What time does not change in it is made once for each change of the container."""
+        made_of = (machine.doc, *self._registry.networks.revision(machine.id))
+        listed: _Listed | None = machine.listed
+        if listed is None or listed.made_of[0] is not machine.doc or listed.made_of[1:] != made_of[1:]:
+            view = self.summary(machine)
+            before, after = dict[str, Any](), dict[str, Any]()
+            for key, value in view.items():
+                (after if "State" in before else before)[key] = value
+            del after["Status"]
+            listed = machine.listed = _Listed(made_of, msgspec.json.encode(before)[:-1], msgspec.json.encode(after)[1:])
+        status = msgspec.json.encode(status_text(machine))
+        return msgspec.Raw(b'%b,"Status":%b,%b' % (listed.before, status, listed.after))
 
     def summary(self, machine: Machine) -> dict[str, Any]:
         """One entry of the list, without sizes."""

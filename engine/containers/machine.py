@@ -63,6 +63,8 @@ class Machine:
         self.restart_timer: asyncio.Task[None] | None = None
         self.backoff = 0.0
         self.execs: dict[str, ExecProcess] = {}
+        self.listed: Any = None
+        """What the list showed of this container last (``listing``)."""
         self.health: dict[str, Any] | None = None
         """``State.Health`` as inspect shows it; None without a health check."""
         self.run = 0

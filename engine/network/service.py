@@ -32,6 +32,7 @@ from engine.network.options import NetworkFlags, options_of
 from engine.network.plans import BridgePlan, HostPlan, PlugPlan
 from engine.network.ports import PortTable
 from engine.network.reaper import Reaper
+from engine.network.registry import KIND as NETWORK_KIND
 from engine.network.registry import NetworkRegistry
 from engine.network.watcher import TableWatcher
 from engine.store import Store
@@ -506,6 +507,11 @@ class NetworkService:
         except GantryError:
             networks = []
         return views.network_settings(request, sandbox, key, networks)
+
+    def revision(self, container_id: str) -> tuple[object, ...]:
+        """See ``engine.interfaces.Networks``."""
+        changes = self._store.changes
+        return self._sandboxes.get(container_id), changes(NETWORK_KIND), changes(ATTACHMENT_KIND)
 
     def port_list(self, container_id: str, exposed_ports: Iterable[str]) -> list[dict[str, Any]]:
         """``Ports`` of container list."""
