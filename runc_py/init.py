@@ -10,7 +10,7 @@ import fcntl
 import os
 import sys
 
-from runc_py import capabilities, child, console, hooks, light, messages, process, rootfs, syscalls
+from runc_py import capabilities, child, console, hooks, light, messages, process, reaper, rootfs, syscalls
 from runc_py.errors import RuntimeFailure
 from runc_py.light import TYPE_CHECKING, NamedTuple, Socket
 from runc_py.messages import Kind
@@ -98,12 +98,13 @@ def run_init(task: InitTask) -> NoReturn:
     try:
         keep = [task.channel.fileno(), task.listener.fileno(), *task.namespaces.joined.values(), *task.prepared]
         child.detach("runc-py:[INIT]", task.options.stdio, keep, task.options.preserve_fds, visible=task.rootless)
+        room = reaper.find_room() if task.annotated(reaper.ANNOTATION) else None
         program, sets = _set_up(task)
         messages.send(task.channel, Kind.READY)
     except BaseException as error:
         _report(task.channel, error)
         os._exit(1)
-    _await_start(task, program, sets)
+    _await_start(task, program, sets, room)
 
 
 def run_stage(task: InitTask, flags: int) -> NoReturn:
@@ -272,7 +273,9 @@ def _set_personality(wanted: dict[str, Any]) -> None:
         syscalls.personality({"LINUX": 0, "LINUX32": 8}[domain])
 
 
-def _await_start(task: InitTask, program: process.Program, sets: capabilities.CapabilitySets) -> NoReturn:
+def _await_start(
+    task: InitTask, program: process.Program, sets: capabilities.CapabilitySets, room: reaper.Room | None
+) -> NoReturn:
     """Wait for ``start`` to connect, then execute; a failure goes to whoever connected."""
     task.channel.close()
     connection, _ = task.listener.accept()
@@ -282,6 +285,8 @@ def _await_start(task: InitTask, program: process.Program, sets: capabilities.Ca
     try:
         hooks.run_hooks("startContainer", task.hooks("startContainer"), {**task.state, "status": "created"})
         child.lock_down(task.seccomp, sets, task.privileges)
+        if room is not None:
+            reaper.supervise(program, task.options.preserve_fds, room)
         process.execute(program, task.options.preserve_fds)
     except BaseException as error:
         _report(connection, error)

@@ -398,6 +398,12 @@ def make_anonymous(start: int, length: int, protection: int) -> None:
         raise _failed("mremap")
 
 
+def overwrite(address: int, data: bytes) -> None:
+    """Put ``data`` into this process's own memory."""
+    source = ctypes.create_string_buffer(data, len(data) + 1)
+    _memmove(address, ctypes.addressof(source), len(data))
+
+
 def set_executable(fd: int, fields: list[int]) -> None:
     """Make the file ``fd`` this process's ``/proc/self/exe``; ``fields`` is its ``stat`` (PR_SET_MM_MAP, prctl(2)).
 

@@ -48,9 +48,6 @@ def build_spec(request: SpecRequest) -> dict[str, Any]:
     names = capabilities.effective(host.cap_add, host.cap_drop, privileged=host.privileged)
     args = [container.path, *container.args]
     all_mounts = mounts.build(request)
-    if host.init and host.pid_mode in ("", "private"):
-        args, init_mount = init.wrap(args)
-        all_mounts.append(init_mount)
     if host.privileged:
         mounts.make_writable(all_mounts, "/sys")
     if options.writable_cgroups if options.writable_cgroups is not None else host.privileged:
@@ -68,6 +65,8 @@ def build_spec(request: SpecRequest) -> dict[str, Any]:
             spec["domainname"] = config.domainname
     if host.annotations:
         spec["annotations"] = dict(host.annotations)
+    if host.init and host.pid_mode in ("", "private"):
+        init.wrap(spec, host.runtime)
     return spec
 
 

@@ -1,4 +1,4 @@
-"""``--init``: the small process 1 that Docker offers, which Gantry takes from the host.
+"""``--init``: the small process 1 that Docker offers, taken from the host, else runc-py's own.
 
 Rule: a container that asked for an init never starts without one.
 """
@@ -16,16 +16,25 @@ CANDIDATES = ("docker-init", "tini-static", "tini")
 DIRECTORIES = ("/usr/local/libexec/docker", "/usr/libexec/docker", "/usr/local/lib/docker", "/usr/lib/docker")
 
 
-def wrap(args: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """(the command under init, the mount that brings init in). FailedPrecondition when the host has none."""
-    path = _find()
-    if path is None:
+ANNOTATION = "dev.gantry.init"
+"""Asks runc-py to be that process itself."""
+
+BUILT_IN = frozenset({"runc-py"})
+"""Runtimes that understand the annotation."""
+
+
+def wrap(spec: dict[str, Any], runtime: str) -> None:
+    """Put the command of ``spec`` under an init. FailedPrecondition when neither the host nor ``runtime`` has one."""
+    if path := _find():
+        spec["mounts"].append({"destination": IN_CONTAINER, "type": "bind", "source": path, "options": ["bind", "ro"]})
+        spec["process"]["args"] = [IN_CONTAINER, "--", *spec["process"]["args"]]
+    elif runtime in BUILT_IN:
+        spec.setdefault("annotations", {})[ANNOTATION] = "true"
+    else:
         raise FailedPrecondition(
-            "a container with an init process was asked for, and this host has no docker-init or tini",
-            hint="install the package tini, or run without --init",
+            f"an init process was asked for; this host has no docker-init or tini, and {runtime} no own",
+            hint="install the package tini, use the runtime runc-py, or run without --init",
         )
-    mount = {"destination": IN_CONTAINER, "type": "bind", "source": path, "options": ["bind", "ro"]}
-    return [IN_CONTAINER, "--", *args], mount
 
 
 def _find() -> str | None:
