@@ -18,7 +18,7 @@ import structlog
 from engine.backend import translated
 from engine.containers import restart
 from engine.containers.discarding import discard
-from engine.containers.launch import Launcher, volume_names
+from engine.containers.launch import Launcher, StartUnknown, volume_names
 from engine.containers.machine import ExitStatus, Machine
 from engine.containers.registry import Registry
 from engine.containers.removal import Remover
@@ -32,6 +32,8 @@ LOST = 255
 
 RETRY_SECONDS = 0.1
 METADATA_SECONDS = 1.0
+UNAVAILABLE_SECONDS = 1.0
+"""Before another restart by policy when the supervisor was away for the last one."""
 SECOND = 1_000_000_000
 
 
@@ -232,9 +234,29 @@ class Exits:
             machine.restart_timer = None
             try:
                 await self._launcher.start(machine)
+            except StartUnknown:
+                self.settle_later(machine)
+            except Unavailable as error:
+                # No fault of the container's: the supervisor was killed, and comes back.
+                log.warning("restart by policy put off", container=machine.id, error=str(error))
+                self.restart_later(machine, UNAVAILABLE_SECONDS)
             except GantryError as error:
                 log.warning("restart by policy failed", container=machine.id, error=str(error))
                 machine.set_state(status="exited", pid=0)
+
+    def settle_later(self, machine: Machine) -> None:
+        """Go on asking what became of a start that ended in ``StartUnknown``; locked until it is known."""
+        machine.unsettled = True
+        self.spawn(self._settle(machine))
+
+    async def _settle(self, machine: Machine) -> None:
+        async with machine.lock:
+            began = await self._launcher.settle(machine)
+            machine.unsettled = False
+            if not began and machine.doc.state.status == "restarting":
+                machine.set_state(status="exited", pid=0)
+        if began:
+            await self.look_after(machine)
 
     # Reconciling
 

@@ -111,8 +111,7 @@ class ContainerService(Registry):
             try:
                 await self.launcher.start(machine)
             except StartUnknown:
-                machine.unsettled = True
-                self.exits.spawn(self._settle(machine))
+                self.exits.settle_later(machine)
                 raise
             except BaseException:
                 if status == "restarting":
@@ -121,13 +120,6 @@ class ContainerService(Registry):
                     self.exits.spawn(self.remover.remove(machine, force=True, volumes=True))
                 raise
         return True
-
-    async def _settle(self, machine: Machine) -> None:
-        async with machine.lock:
-            began = await self.launcher.settle(machine)
-            machine.unsettled = False
-        if began:
-            await self.exits.look_after(machine)
 
     async def restart(self, machine: Machine, signal: str = "", seconds: int | None = None) -> None:
         """Stop and start again; what asked to be removed at its end stays."""
