@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, read_file
 
 if TYPE_CHECKING:
     from typing import Any
@@ -54,8 +54,8 @@ def mask(names: list[str] | None) -> int:
 
 def usable_now() -> int:
     """This process's bounding set and what it could gain from it: ``CapBnd`` and ``CapPrm`` of its status."""
-    with open("/proc/self/status", "rb") as status:
-        fields = dict(line.split(b":", 1) for line in status.read().splitlines() if line.startswith(b"Cap"))
+    lines = read_file("/proc/self/status").splitlines()
+    fields = dict(line.split(b":", 1) for line in lines if line.startswith(b"Cap"))
     return int(fields[b"CapBnd"], 16) & int(fields[b"CapPrm"], 16)
 
 

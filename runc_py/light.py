@@ -7,8 +7,7 @@ pays for every import before its container exists (``socket`` and ``signal`` bri
 
 from __future__ import annotations
 
-import _socket
-import sys
+import posix
 
 __all__ = [
     "AF_INET",
@@ -21,6 +20,7 @@ __all__ = [
     "Protocol",
     "Socket",
     "open_socket",
+    "read_file",
     "recv_fds",
     "send_fds",
     "signal",
@@ -31,11 +31,21 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     import signal
-    import socket
     from contextlib import suppress
     from typing import NamedTuple, Protocol
 
-    Socket = socket.socket
+    from runc_py.sockets import (
+        AF_INET,
+        AF_UNIX,
+        SOCK_DGRAM,
+        SOCK_SEQPACKET,
+        SOCK_STREAM,
+        Socket,
+        open_socket,
+        recv_fds,
+        send_fds,
+        socketpair,
+    )
 else:
     import _signal as signal
     from _collections import _tuplegetter
@@ -97,51 +107,29 @@ else:
         def __exit__(self, kind, *_):
             return kind is not None and issubclass(kind, self._kinds)
 
-    class Socket(_socket.socket):
-        """``socket.socket`` as far as the runtime uses it."""
+    def __getattr__(name):
+        """Sockets are there for those who ask: looking at a container needs none (``_socket`` is a file of its own)."""
+        if name not in _SOCKETS:
+            raise AttributeError(name)
+        from runc_py import sockets
 
-        __slots__ = ("__weakref__",)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.close()
-
-        def accept(self):
-            fd, address = self._accept()
-            return Socket(self.family, self.type, self.proto, fd), address
+        globals().update({name: getattr(sockets, name) for name in _SOCKETS})
+        return globals()[name]
 
 
-AF_INET, AF_UNIX = _socket.AF_INET, _socket.AF_UNIX
-SOCK_DGRAM, SOCK_STREAM, SOCK_SEQPACKET = _socket.SOCK_DGRAM, _socket.SOCK_STREAM, _socket.SOCK_SEQPACKET
-_INT = 4
-"""Size of a descriptor in a control message."""
+_SOCKETS = (
+    *("AF_INET", "AF_UNIX", "SOCK_DGRAM", "SOCK_SEQPACKET", "SOCK_STREAM"),
+    *("Socket", "open_socket", "recv_fds", "send_fds", "socketpair"),
+)
 
 
-def open_socket(family: int, kind: int) -> Socket:
-    """``socket.socket(family, kind)``, close-on-exec."""
-    return Socket(family, kind | _socket.SOCK_CLOEXEC)
-
-
-def socketpair(kind: int) -> tuple[Socket, Socket]:
-    """Two connected AF_UNIX sockets, close-on-exec."""
-    first, second = _socket.socketpair(AF_UNIX, kind | _socket.SOCK_CLOEXEC)
-    return Socket(AF_UNIX, kind, 0, first.detach()), Socket(AF_UNIX, kind, 0, second.detach())
-
-
-def send_fds(channel: Socket, payload: bytes, fds: list[int]) -> None:
-    """``socket.send_fds``: one message with descriptors."""
-    packed = b"".join([fd.to_bytes(_INT, sys.byteorder) for fd in fds])
-    channel.sendmsg([payload], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)])
-
-
-def recv_fds(channel: Socket, size: int, count: int) -> tuple[bytes, list[int]]:
-    """``socket.recv_fds``: one message and the descriptors that came with it."""
-    data, ancillary, _, _ = channel.recvmsg(size, _socket.CMSG_LEN(count * _INT))
-    fds: list[int] = []
-    for level, kind, packed in ancillary:
-        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            whole = len(packed) - len(packed) % _INT
-            fds += [int.from_bytes(packed[at : at + _INT], sys.byteorder) for at in range(0, whole, _INT)]
-    return data, fds
+def read_file(path: str) -> bytes:
+    """All of a file, with three system calls instead of the ten of ``open(path).read()``. Raises OSError."""
+    fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        chunks = []
+        while chunk := posix.read(fd, 65536):
+            chunks.append(chunk)
+    finally:
+        posix.close(fd)
+    return b"".join(chunks)

@@ -11,7 +11,7 @@ import os
 
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, read_file
 
 if TYPE_CHECKING:
     from typing import Any
@@ -126,8 +126,7 @@ def missing_maps(linux: dict[str, Any]) -> dict[str, Any]:
         if os.geteuid():
             found[f"{kind}Mappings"] = [{"containerID": 0, "hostID": own, "size": 1}]
             continue
-        with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
-            rows = [line.split() for line in file]
+        rows = [line.split() for line in read_file(f"/proc/self/{kind}_map").splitlines()]
         found[f"{kind}Mappings"] = [
             {"containerID": int(row[0]), "hostID": int(row[0]), "size": int(row[2])} for row in rows
         ]

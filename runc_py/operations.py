@@ -171,23 +171,34 @@ class CgroupTree(NamedTuple):
         return f"mount cgroups on {self.destination}"
 
     def execute(self, root: Root) -> None:
-        for entry in self.mounts:
-            destination = f"{self.destination}/{entry.name}" if entry.name else self.destination
-            target = root.make_directory(destination)
-            if entry.type == "bind":
-                mount = syscalls.open_tree(syscalls.AT_FDCWD, entry.source, syscalls.OPEN_TREE_CLONE)
-            else:
-                mount = _simple_mount(entry.type, entry.source, entry.options)
-            top = not entry.name and len(self.mounts) > 1
-            _apply_attributes(mount, self.options, skip=syscalls.MOUNT_ATTR_RDONLY if top else 0)
-            _attach(mount, target, destination)
-        if self.symlinks:
-            directory = root.open(self.destination, os.O_PATH | os.O_DIRECTORY)
+        several = len(self.mounts) > 1
+        top = self._mount(self.mounts[0], skip=syscalls.MOUNT_ATTR_RDONLY if several else 0)
+        try:
+            syscalls.move_mount(top, target := root.make_directory(self.destination), self.destination)
+            os.close(target)
+            # The rest goes into the first mount, by its descriptor: it is our own, and nobody else has seen it.
+            for entry in self.mounts[1:]:
+                _attach(self._mount(entry), _made_inside(top, entry.name), f"{self.destination}/{entry.name}")
             for name, link in self.symlinks:
-                os.symlink(link, name, dir_fd=directory)
-            os.close(directory)
-        if len(self.mounts) > 1 and self.options.read_only:
-            ReadOnlyMount(self.destination).execute(root)
+                os.symlink(link, name, dir_fd=top)
+            if several and self.options.read_only:
+                syscalls.mount_setattr(top, set_=syscalls.MOUNT_ATTR_RDONLY)
+        finally:
+            os.close(top)
+
+    def _mount(self, entry: Any, *, skip: int = 0) -> int:
+        if entry.type == "bind":
+            mount = syscalls.open_tree(syscalls.AT_FDCWD, entry.source, syscalls.OPEN_TREE_CLONE)
+        else:
+            mount = _simple_mount(entry.type, entry.source, entry.options)
+        _apply_attributes(mount, self.options, skip=skip)
+        return mount
+
+
+def _made_inside(directory: int, name: str) -> int:
+    os.mkdir(name, 0o755, dir_fd=directory)
+    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+    return syscalls.openat2(directory, name, os.O_PATH | os.O_DIRECTORY, resolve)
 
 
 def _simple_mount(kind: str, source: str, options: Sequence[str]) -> int:
@@ -228,27 +239,42 @@ class MakeDevice(NamedTuple):
         return f"device {self.path} {self.type} {self.major}:{self.minor}"
 
     def execute(self, root: Root) -> None:
-        parent, name = os.path.split(self.path)
-        if self.bind:
+        if self.bind or not self._make_node(root):
             self._bind(root)
-            return
+
+    def _make_node(self, root: Root) -> bool:
+        """False when the kernel does not let us."""
+        parent, name = os.path.split(self.path)
+        kind = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}[self.type]
+        device = 0 if self.type == "p" else os.makedev(self.major, self.minor)
         directory = root.make_directory(parent)
+        umask = os.umask(0)
         try:
-            kind = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}[self.type]
-            device = 0 if self.type == "p" else os.makedev(self.major, self.minor)
-            try:
-                os.mknod(name, kind | self.mode, device, dir_fd=directory)
-            except FileExistsError:
-                info = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != device:
-                    raise RuntimeFailure(f"{self.path} exists in the rootfs and is not the device asked for") from None
-            except PermissionError:
-                self._bind(root)
-                return
-            os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
-            _chmod_node(directory, name, self.mode)
+            os.mknod(name, kind | self.mode, device, dir_fd=directory)
+        except FileExistsError:
+            info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if stat.S_IFMT(info.st_mode) != kind or info.st_rdev != device:
+                raise RuntimeFailure(f"{self.path} exists in the rootfs and is not the device asked for") from None
+            self._settle(directory, name)
+        except PermissionError:
+            return False
+        else:
+            if (self.uid, self.gid) != (0, 0):
+                self._settle(directory, name)
         finally:
+            os.umask(umask)
             os.close(directory)
+        return True
+
+    def _settle(self, directory: int, name: str) -> None:
+        """Owner and mode, in this order: a change of owner takes set-id bits away."""
+        os.chown(name, self.uid, self.gid, dir_fd=directory, follow_symlinks=False)
+        resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+        node = syscalls.openat2(directory, name, os.O_PATH, resolve)
+        try:
+            os.chmod(f"/proc/self/fd/{node}", self.mode)
+        finally:
+            os.close(node)
 
     def _bind(self, root: Root) -> None:
         mount = self.prepared
@@ -258,15 +284,6 @@ class MakeDevice(NamedTuple):
             raise RuntimeFailure(f"host device {self.path} is not {self.type} {self.major}:{self.minor}")
         syscalls.mount_setattr(mount, set_=syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC)
         _attach(mount, root.make_file(self.path), self.path)
-
-
-def _chmod_node(directory: int, name: str, mode: int) -> None:
-    resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
-    node = syscalls.openat2(directory, name, os.O_PATH, resolve)
-    try:
-        os.chmod(f"/proc/self/fd/{node}", mode)  # mknod's mode went through the umask
-    finally:
-        os.close(node)
 
 
 class MakeSymlink(NamedTuple):

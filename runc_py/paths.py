@@ -43,7 +43,20 @@ class Root:
         try:
             return self.open(path, os.O_PATH | os.O_DIRECTORY)
         except FileNotFoundError:
-            return self._make_components(path, mode)
+            return self._make_last(path, mode) or self._make_components(path, mode)
+
+    def _make_last(self, path: str, mode: int) -> int:
+        """The usual case: only the last component is missing. 0 when it is another."""
+        parent, _, name = path.rstrip("/").rpartition("/")
+        if name in ("", ".", ".."):
+            return 0
+        directory = self.open_or_none(parent or "/", os.O_PATH | os.O_DIRECTORY)
+        if directory is None:
+            return 0
+        try:
+            return _make_one(directory, name, mode) if _link_target(directory, name) is None else 0
+        finally:
+            os.close(directory)
 
     def make_file(self, path: str, mode: int = 0o644) -> int:
         """An ``O_PATH`` descriptor of file ``path``, made empty with its missing parents."""

@@ -10,7 +10,7 @@ import os
 
 from runc_py import documents, shape
 from runc_py.errors import InvalidSpec
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, read_file
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
@@ -35,8 +35,7 @@ def read_spec(bundle: str, name: str = "config.json") -> Spec:
     """The spec of ``bundle`` as it is written."""
     path = os.path.join(bundle, name)
     try:
-        with open(path, "rb") as file:
-            document = documents.loads(file.read())
+        document = documents.loads(read_file(path))
     except FileNotFoundError:
         raise InvalidSpec(f"JSON specification file {name} not found in {bundle}") from None
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ import os
 
 from runc_py import documents, names
 from runc_py.errors import ContainerExists, ContainerNotFound, InvalidState, RuntimeFailure
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, read_file
 
 if TYPE_CHECKING:
     from typing import Any
@@ -171,8 +171,7 @@ def load(root: str, container_id: str) -> ContainerState:
     """The record of a container. Raises ContainerNotFound."""
     directory = os.path.join(os.path.abspath(root), names.container_id(container_id))
     try:
-        with open(f"{directory}/{STATE_FILE}", "rb") as file:
-            record = documents.loads(file.read())
+        record = documents.loads(read_file(f"{directory}/{STATE_FILE}"))
         state = ContainerState(directory, record)
     except (FileNotFoundError, NotADirectoryError):
         raise ContainerNotFound(container_id) from None

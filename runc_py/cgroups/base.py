@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, NamedTuple
+from runc_py.light import TYPE_CHECKING, NamedTuple, read_file
 
 if TYPE_CHECKING:
     from typing import Any
@@ -155,31 +155,25 @@ class CgroupManager(ABC):
 def in_user_namespace() -> bool:
     """Whether root here is not the host's root: the kernel then refuses device rules, and needs none."""
     try:
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            return file.read().split() != ["0", "0", "4294967295"]
+        return read_file("/proc/self/uid_map").split() != [b"0", b"0", b"4294967295"]
     except FileNotFoundError:
         return False
 
 
 def read(path: str) -> str:
     """The text of a cgroup file, without surrounding white space. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        chunks = []
-        while chunk := os.read(fd, 65536):
-            chunks.append(chunk)
-    finally:
-        os.close(fd)
-    return b"".join(chunks).decode("ascii", "replace").strip()
+    return read_file(path).decode("utf-8", "replace").strip()
 
 
-def write(path: str, value: str | int) -> None:
-    """Write one value to one cgroup file; CgroupError names file, value and cause."""
-    text = str(value)
+def write(path: str, *values: str | int) -> None:
+    """Write values, one after the other, to one cgroup file; CgroupError names file, value and cause."""
+    text = str(values[0])
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            os.write(fd, text.encode())
+            for value in values:
+                text = str(value)
+                os.write(fd, text.encode())
         finally:
             os.close(fd)
     except OSError as error:

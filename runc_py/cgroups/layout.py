@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from runc_py.cgroups.base import CgroupError
-from runc_py.light import TYPE_CHECKING, NamedTuple
+from runc_py.light import TYPE_CHECKING, NamedTuple, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,8 +61,7 @@ def current() -> Host:
     """This host's layout, read once per process: cgroup mounts do not change under a running container engine."""
     global _current
     if _current is None:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-            _current = parse_mountinfo(file.read())
+        _current = parse_mountinfo(os.fsdecode(read_file("/proc/self/mountinfo")))
     return _current
 
 
@@ -113,8 +112,7 @@ def own_cgroups(text: str) -> dict[str, str]:
 
 def read_own_cgroups() -> dict[str, str]:
     """The caller's own cgroups."""
-    with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-        return own_cgroups(file.read())
+    return own_cgroups(os.fsdecode(read_file("/proc/self/cgroup")))
 
 
 def clean(cgroups_path: str, container_id: str) -> str:

@@ -52,8 +52,11 @@ def set_devices(directory: str, rules: Sequence[Mapping[str, Any]]) -> None:
     except OSError as error:
         raise CgroupError(f"cgroup: cannot read {directory}/devices.list: {os.strerror(error.errno or 0)}") from error
     orders = legacy_orders(current, play(rules))
-    for file, order in orders:
-        write(f"{directory}/{file}", order)
+    while orders:
+        file = orders[0][0]
+        same = next((at for at, order in enumerate(orders) if order[0] != file), len(orders))
+        write(f"{directory}/{file}", *[order for _, order in orders[:same]])
+        orders = orders[same:]
 
 
 def set_memory(directory: str, memory: Section) -> None:
