@@ -10,27 +10,24 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator
-from typing import Any
-
-import grpc
 
 from engine.build.context import Context
 from engine.buildkit.filesync import translated
+from engine.buildkit.http2 import Connection
 from engine.buildkit.inputs import Loader
 from engine.buildkit.pump import PIECE
 from engine.buildkit.requests import BuildRequest
 from engine.buildkit.sessions import Session
 from engine.images.credentials import Credentials
 from oci import reference as references
-from oci.errors import InvalidArgument
+from oci.errors import GantryError, InvalidArgument, NotFound, Unimplemented
 from protos.buildkit import filesync_pb2, secrets_pb2, sshforward_pb2
-from protos.buildkit.filesync_pb2_grpc import AuthStub
-from protos.buildkit.secrets_pb2_grpc import SecretsStub
-from protos.buildkit.sshforward_pb2_grpc import SSHStub
 
 AGENT_KEY = "buildkit.ssh.id"
 HUB = "registry-1.docker.io"
-ABSENT = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED})
+GET_SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"  # noqa: S105 - a method's name
+CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"
+CHECK, FORWARD = "/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/ForwardAgent"
 
 
 class SessionClient:
@@ -44,22 +41,23 @@ class SessionClient:
         self._contexts: dict[str, asyncio.Task[Context | str]] = {}
 
     async def secret(self, name: str) -> bytes | None:
-        stub = SecretsStub(self._session.channel)
+        request = secrets_pb2.GetSecretRequest(ID=name)
         try:
-            return bytes((await stub.GetSecret(secrets_pb2.GetSecretRequest(ID=name))).data)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in ABSENT or "not found" in (error.details() or ""):
+            return (await self._session.connection.ask(GET_SECRET, request, secrets_pb2.GetSecretResponse)).data
+        except (NotFound, Unimplemented):
+            return None
+        except GantryError as error:
+            if "not found" in error.message:
                 return None
             raise translated(error, f"secret {name}") from None
 
     async def credentials(self, host: str) -> Credentials:
-        asked = HUB if host == references.DEFAULT_HOST else host
-        stub = AuthStub(self._session.channel)
+        request = filesync_pb2.CredentialsRequest(Host=HUB if host == references.DEFAULT_HOST else host)
         try:
-            found = await stub.Credentials(filesync_pb2.CredentialsRequest(Host=asked))
-        except grpc.aio.AioRpcError as error:
-            if error.code() in ABSENT:
-                return Credentials()
+            found = await self._session.connection.ask(CREDENTIALS, request, filesync_pb2.CredentialsResponse)
+        except (NotFound, Unimplemented):
+            return Credentials()
+        except GantryError as error:
             raise translated(error, f"credentials for {host}") from None
         if found.Secret and not found.Username:
             return Credentials(identitytoken=found.Secret)
@@ -80,16 +78,18 @@ class SessionClient:
 
     @contextlib.asynccontextmanager
     async def agent(self, name: str) -> AsyncIterator[str | None]:
-        stub: Any = SSHStub(self._session.channel)
+        connection = self._session.connection
         try:
-            await stub.CheckAgent(sshforward_pb2.CheckAgentRequest(ID=name))
-        except grpc.aio.AioRpcError:
+            await connection.ask(CHECK, sshforward_pb2.CheckAgentRequest(ID=name), sshforward_pb2.CheckAgentResponse)
+        except GantryError:
             yield None
             return
         path = f"{self._directory}/a-{secrets.token_hex(8)}"
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await _forward(stub, name, reader, writer)
+            # The program in the container sees its connection end, as with an agent that dies.
+            with contextlib.suppress(GantryError, OSError):
+                await _forward(connection, name, reader, writer)
 
         server = await asyncio.start_unix_server(accept, path, limit=PIECE)
         try:
@@ -100,23 +100,22 @@ class SessionClient:
                 os.unlink(path)
 
 
-async def _forward(stub: Any, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _forward(
+    connection: Connection, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     """One connection to the agent, both ways, until either side ends it."""
-    call = stub.ForwardAgent(metadata=((AGENT_KEY, name),))
+    call = connection.call(FORWARD, ((AGENT_KEY, name),))
 
     async def send() -> None:
         while data := await reader.read(PIECE):
-            await call.write(sshforward_pb2.BytesMessage(data=data))
-        await call.done_writing()
+            await call.write(sshforward_pb2.BytesMessage(data=data).SerializeToString())
+        call.done_writing()
 
     sending = asyncio.create_task(send())
     try:
-        async for message in call:
-            writer.write(message.data)
+        while pieces := await call.read():
+            writer.write(b"".join(sshforward_pb2.BytesMessage.FromString(piece).data for piece in pieces))
             await writer.drain()
-    except (grpc.aio.AioRpcError, OSError):
-        # The program in the container sees its connection end, as with an agent that dies.
-        pass
     finally:
         call.cancel()
         sending.cancel()

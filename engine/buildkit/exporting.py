@@ -11,12 +11,10 @@ import base64
 import json
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import grpc
 import msgspec
 
-from engine.backend import END_OF_STREAM
 from engine.build import layers
 from engine.build.copying import Request, members
 from engine.build.service import BuildService
@@ -29,7 +27,7 @@ from engine.buildkit.sessions import Session
 from engine.buildkit.status import Vertex
 from engine.images.names import check_name
 from oci import reference as references
-from oci.errors import InvalidArgument, Unavailable, Unimplemented
+from oci.errors import GantryError, InvalidArgument, Unavailable, Unimplemented
 from oci.reference import Reference
 from protos.buildkit.filesync_pb2 import BytesMessage
 from protos.buildkit.fsutil_pb2 import Packet
@@ -115,24 +113,19 @@ def _archive(tree: Tree, epoch: int | None) -> Iterator[bytes]:
 
 async def send_file(session: Session, number: int, pieces: Iterator[bytes], vertex: Vertex) -> None:
     """``pieces`` as the client's output ``number``. Raises ``Unavailable``."""
-    method: Any = session.channel.stream_stream(
-        SEND, request_serializer=BytesMessage.SerializeToString, response_deserializer=BytesMessage.FromString
-    )
-    call = method(metadata=((EXPORTER_KEY, str(number)),))
+    call = session.connection.call(SEND, ((EXPORTER_KEY, str(number)),))
     sent = 0
     try:
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             for at in range(0, len(piece), 1 << 20):
-                await call.write(BytesMessage(data=piece[at : at + (1 << 20)]))
+                await call.write(BytesMessage(data=piece[at : at + (1 << 20)]).SerializeToString())
             sent += len(piece)
             vertex.progress("sending tarball", sent)
-        await call.done_writing()
-        while await call.read() is not END_OF_STREAM:
+        call.done_writing()
+        while await call.read():
             pass
-    except grpc.aio.AioRpcError as error:
+    except GantryError as error:
         raise translated(error, "the client's output") from None
-    except asyncio.InvalidStateError:
-        raise Unavailable("the client's output ended early") from None
     finally:
         call.cancel()
 
@@ -151,10 +144,7 @@ class _Sender:
     """One directory on its way to the client: all files are announced, contents follow where they are asked for."""
 
     def __init__(self, session: Session, number: int, tree: Tree, vertex: Vertex) -> None:
-        call: Any = session.channel.stream_stream(
-            SEND, request_serializer=Packet.SerializeToString, response_deserializer=Packet.FromString
-        )
-        self._call: Any = call(metadata=((EXPORTER_KEY, str(number)),))
+        self._call = session.connection.call(SEND, ((EXPORTER_KEY, str(number)),))
         self._tree = tree
         self._vertex = vertex
         self._paths: dict[int, str] = {}
@@ -165,31 +155,38 @@ class _Sender:
         """All of it. Raises ``Unavailable``."""
         sending = asyncio.create_task(self._send())
         try:
-            while (packet := await self._call.read()) is not END_OF_STREAM:
-                if packet.type == Packet.PACKET_REQ:
-                    self._asked.put_nowait(packet.ID)
-                elif packet.type == Packet.PACKET_ERR:
-                    raise Unavailable(f"the client's output: {packet.data.decode(errors='replace')}")
-                elif packet.type == Packet.PACKET_FIN:
-                    self._asked.put_nowait(None)
-                    await sending
-                    await self._call.write(Packet(type=Packet.PACKET_FIN))
-                    await self._call.done_writing()
+            while packets := await self._call.read():
+                for packet in packets:
+                    await self._take(Packet.FromString(packet), sending)
             self._vertex.progress("copying files", self._sent, done=True)
-        except grpc.aio.AioRpcError as error:
+        except GantryError as error:
             raise translated(error, "the client's output") from None
         finally:
             self._call.cancel()
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
+    async def _take(self, packet: Packet, sending: asyncio.Task[None]) -> None:
+        if packet.type == Packet.PACKET_REQ:
+            self._asked.put_nowait(packet.ID)
+        elif packet.type == Packet.PACKET_ERR:
+            raise Unavailable(packet.data.decode(errors="replace"))
+        elif packet.type == Packet.PACKET_FIN:
+            self._asked.put_nowait(None)
+            await sending
+            await self._tell(Packet(type=Packet.PACKET_FIN))
+            self._call.done_writing()
+
+    async def _tell(self, packet: Packet) -> None:
+        await self._call.write(packet.SerializeToString())
+
     async def _send(self) -> None:
         for number, (path, node) in enumerate(await asyncio.to_thread(lambda: list(walk(self._tree, "")))):
             if node.is_file:
                 self._paths[number] = path
             told = stat_of(path, node, {} if node.is_link else self._tree.xattrs(path))
-            await self._call.write(Packet(type=Packet.PACKET_STAT, stat=told))
-        await self._call.write(Packet(type=Packet.PACKET_STAT))
+            await self._tell(Packet(type=Packet.PACKET_STAT, stat=told))
+        await self._tell(Packet(type=Packet.PACKET_STAT))
         while (asked := await self._asked.get()) is not None:
             await self._content(asked)
 
@@ -200,7 +197,7 @@ class _Sender:
         with self._tree.open(path) as file:
             while piece := await asyncio.to_thread(file.read, PIECE * 8):
                 for at in range(0, len(piece), PIECE):
-                    await self._call.write(Packet(type=Packet.PACKET_DATA, ID=number, data=piece[at : at + PIECE]))
+                    await self._tell(Packet(type=Packet.PACKET_DATA, ID=number, data=piece[at : at + PIECE]))
                 self._sent += len(piece)
                 self._vertex.progress("copying files", self._sent)
-        await self._call.write(Packet(type=Packet.PACKET_DATA, ID=number))
+        await self._tell(Packet(type=Packet.PACKET_DATA, ID=number))

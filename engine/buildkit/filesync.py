@@ -6,22 +6,19 @@ Rule: names and links of a client are only keys of an index; contents that were 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote_plus
 
-import grpc
-
-from engine.backend import END_OF_STREAM
 from engine.build.trees import Node
 from engine.buildkit.contents import Arriving, Contents, Place
 from engine.buildkit.filemodes import node_of
+from engine.buildkit.http2 import Call
 from engine.buildkit.sessions import Session
 from oci.errors import DataLoss, GantryError, InvalidArgument, NotFound, Unavailable
-from protos.buildkit.filesync_pb2_grpc import FileSyncStub
 from protos.buildkit.fsutil_pb2 import Packet, Stat
 
+DIFF_COPY = "/moby.filesync.v1.FileSync/DiffCopy"
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -59,28 +56,27 @@ async def receive(
     ``tell`` gets the bytes received so far. Raises ``NotFound`` when the client does not give that directory.
     """
     wanted = metadata(name, {"followpaths": list(paths), "exclude-patterns": list(excluded)})
-    stub: Any = FileSyncStub(session.channel)
-    call = stub.DiffCopy(metadata=wanted)
+    call = session.connection.call(DIFF_COPY, wanted)
     try:
         return await _Receiver(call, contents, tell).run()
-    except grpc.aio.AioRpcError as error:
-        raise translated(error, f"directory {name!r} of the client") from None
+    except GantryError as error:
+        if error is call.error:
+            raise translated(error, f"directory {name!r} of the client") from None
+        raise
     finally:
         call.cancel()
 
 
-def translated(error: grpc.aio.AioRpcError, what: str) -> GantryError:
-    """An error of a session as one of ours."""
-    details = error.details() or str(error.code())
-    if error.code() == grpc.StatusCode.NOT_FOUND or "no access allowed" in details:
-        return NotFound(f"{what}: {details}")
-    return Unavailable(f"{what}: {details}")
+def translated(error: GantryError, what: str) -> GantryError:
+    """An error of a session, with what was asked for."""
+    kind = NotFound if "no access allowed" in error.message else type(error)
+    return kind(f"{what}: {error.message}")
 
 
 class _Receiver:
     """One transfer."""
 
-    def __init__(self, call: Any, contents: Contents, tell: Callable[[int], None]) -> None:
+    def __init__(self, call: Call, contents: Contents, tell: Callable[[int], None]) -> None:
         self._call = call
         self._contents = contents
         self._tell = tell
@@ -93,36 +89,37 @@ class _Receiver:
         self._all_announced = False
 
     async def run(self) -> list[File]:
+        """All of it. Raises the call's errors, ``DataLoss``, ``InvalidArgument``."""
         writer = asyncio.create_task(self._write())
         try:
-            while (packet := await self._call.read()) is not END_OF_STREAM:
-                if self._take(packet):
-                    break
-            if not self._complete:
-                raise Unavailable("the transfer of the build context ended early")
+            while not self._complete:
+                packets = await self._call.read()
+                if not packets:
+                    raise Unavailable("the transfer of the build context ended early")
+                for packet in packets:
+                    self._take(Packet.FromString(packet))
             self._requests.put_nowait(Packet(type=Packet.PACKET_FIN))
             self._requests.put_nowait(None)
             await writer
-            while await self._call.read() is not END_OF_STREAM:
+            while await self._call.read():
                 pass
         finally:
             writer.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-                await writer
+            await asyncio.gather(writer, return_exceptions=True)
         return self._files()
 
     async def _write(self) -> None:
         """Requests go out beside what comes in: neither side may wait for the other."""
         while (packet := await self._requests.get()) is not None:
-            await self._call.write(packet)
-        await self._call.done_writing()
+            await self._call.write(packet.SerializeToString())
+        self._call.done_writing()
 
     @property
     def _complete(self) -> bool:
         return self._all_announced and not self._arriving
 
-    def _take(self, packet: Packet) -> bool:
-        """One packet; whether everything has come."""
+    def _take(self, packet: Packet) -> None:
+        """One packet."""
         if packet.type == Packet.PACKET_STAT:
             if packet.HasField("stat"):
                 self._announce(packet.stat)
@@ -132,7 +129,6 @@ class _Receiver:
             self._data(packet.ID, packet.data)
         elif packet.type == Packet.PACKET_ERR:
             raise InvalidArgument(f"the client could not send its files: {packet.data.decode(errors='replace')}")
-        return self._complete
 
     def _announce(self, told: Stat) -> None:
         number, self._count = self._count, self._count + 1

@@ -10,9 +10,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
-
-import grpc
+from typing import NamedTuple
 
 from engine.build.context import IGNORE_FILE, Context
 from engine.build.dockerfile.instructions import Run, Transfer, typed
@@ -29,10 +27,11 @@ from engine.buildkit.status import Status, Vertex
 from engine.buildkit.synced import SyncedContext, reduced
 from oci.errors import GantryError, InvalidArgument
 from oci.ignorefile import IgnoreRules
-from protos.buildkit.upload_pb2_grpc import UploadStub
+from protos.buildkit.upload_pb2 import BytesMessage
 
 UPLOAD = "http://buildkit-session/"
 UPLOADED = "context"
+PULL = "/moby.upload.v1.Upload/Pull"
 _SYNTAX = re.compile(rb"^(?:#|//)[ \t]*syntax[ \t]*=[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -157,13 +156,13 @@ class Loader:
         return context
 
     async def _pull(self, path: str) -> AsyncIterator[bytes]:
-        stub: Any = UploadStub(self._session.channel)
-        call = stub.Pull(metadata=(("urlpath", path),))
+        call = self._session.connection.call(PULL, (("urlpath", path),))
         try:
-            await call.done_writing()
-            async for message in call:
-                yield message.data
-        except grpc.aio.AioRpcError as error:
+            call.done_writing()
+            while pieces := await call.read():
+                for piece in pieces:
+                    yield BytesMessage.FromString(piece).data
+        except GantryError as error:
             raise translated(error, "the context on the client's standard input") from None
         finally:
             call.cancel()

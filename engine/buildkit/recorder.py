@@ -96,9 +96,9 @@ class VertexLog(StageLog):
         else:
             vertex.finish(cached=state == "cached", error=CANCELED if state == "canceled" else "")
 
-    def output(self, text: str) -> None:
+    def output(self, text: str, *, error: bool = False) -> None:
         if self._vertex is not None:
-            self._vertex.log(text.encode(errors="surrogateescape"))
+            self._vertex.log(text.encode(errors="surrogateescape"), 2 if error else 1)
 
     def say(self, message: Json) -> None:
         """What a pull tells of a layer."""

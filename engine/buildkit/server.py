@@ -36,7 +36,7 @@ class GrpcServer:
 
     def __init__(self, builds: BuildService, directory: str, platform: Platform) -> None:
         self._path = f"{directory}/grpc"
-        self.sessions = Sessions(directory)
+        self.sessions = Sessions()
         self._contents = ContentStores(builds.spool)
         self._jobs = Jobs(builds, self.sessions, self._contents, directory)
         self._server = grpc.aio.server(options=OPTIONS)

@@ -22,26 +22,19 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from protos.buildkit import fsutil_pb2 as protos_dot_buildkit_dot_fsutil__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/buildkit/filesync.proto\x12\x10moby.filesync.v1\x1a\x1cprotos/buildkit/fsutil.proto\"\x1c\n\x0c\x42ytesMessage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x12\x43redentialsRequest\x12\x0c\n\x04Host\x18\x01 \x01(\t\"7\n\x13\x43redentialsResponse\x12\x10\n\x08Username\x18\x01 \x01(\t\x12\x0e\n\x06Secret\x18\x02 \x01(\t2F\n\x08\x46ileSync\x12:\n\x08\x44iffCopy\x12\x14.fsutil.types.Packet\x1a\x14.fsutil.types.Packet(\x01\x30\x01\x32Z\n\x08\x46ileSend\x12N\n\x08\x44iffCopy\x12\x1e.moby.filesync.v1.BytesMessage\x1a\x1e.moby.filesync.v1.BytesMessage(\x01\x30\x01\x32\x62\n\x04\x41uth\x12Z\n\x0b\x43redentials\x12$.moby.filesync.v1.CredentialsRequest\x1a%.moby.filesync.v1.CredentialsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eprotos/buildkit/filesync.proto\x12\x10moby.filesync.v1\"\x1c\n\x0c\x42ytesMessage\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\"\n\x12\x43redentialsRequest\x12\x0c\n\x04Host\x18\x01 \x01(\t\"7\n\x13\x43redentialsResponse\x12\x10\n\x08Username\x18\x01 \x01(\t\x12\x0e\n\x06Secret\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.buildkit.filesync_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BYTESMESSAGE']._serialized_start=82
-  _globals['_BYTESMESSAGE']._serialized_end=110
-  _globals['_CREDENTIALSREQUEST']._serialized_start=112
-  _globals['_CREDENTIALSREQUEST']._serialized_end=146
-  _globals['_CREDENTIALSRESPONSE']._serialized_start=148
-  _globals['_CREDENTIALSRESPONSE']._serialized_end=203
-  _globals['_FILESYNC']._serialized_start=205
-  _globals['_FILESYNC']._serialized_end=275
-  _globals['_FILESEND']._serialized_start=277
-  _globals['_FILESEND']._serialized_end=367
-  _globals['_AUTH']._serialized_start=369
-  _globals['_AUTH']._serialized_end=467
+  _globals['_BYTESMESSAGE']._serialized_start=52
+  _globals['_BYTESMESSAGE']._serialized_end=80
+  _globals['_CREDENTIALSREQUEST']._serialized_start=82
+  _globals['_CREDENTIALSREQUEST']._serialized_end=116
+  _globals['_CREDENTIALSRESPONSE']._serialized_start=118
+  _globals['_CREDENTIALSRESPONSE']._serialized_end=173
 # @@protoc_insertion_point(module_scope)

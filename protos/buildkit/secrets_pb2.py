@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/buildkit/secrets.proto\x12\x18moby.buildkit.secrets.v1\"\x1e\n\x10GetSecretRequest\x12\n\n\x02ID\x18\x01 \x01(\t\"!\n\x11GetSecretResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32o\n\x07Secrets\x12\x64\n\tGetSecret\x12*.moby.buildkit.secrets.v1.GetSecretRequest\x1a+.moby.buildkit.secrets.v1.GetSecretResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/buildkit/secrets.proto\x12\x18moby.buildkit.secrets.v1\"\x1e\n\x10GetSecretRequest\x12\n\n\x02ID\x18\x01 \x01(\t\"!\n\x11GetSecretResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,4 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSECRETREQUEST']._serialized_end=89
   _globals['_GETSECRETRESPONSE']._serialized_start=91
   _globals['_GETSECRETRESPONSE']._serialized_end=124
-  _globals['_SECRETS']._serialized_start=126
-  _globals['_SECRETS']._serialized_end=237
 # @@protoc_insertion_point(module_scope)
