@@ -77,6 +77,7 @@ class Control(control_pb2_grpc.ControlServicer):
         failure: Failure
         try:
             async with self._jobs.job(request.Ref, request.Session) as job:
+                job.allowed = frozenset(request.Entitlements)
                 return control_pb2.SolveResponse(ExporterResponse=await self._solve(request, job))
         except BuildFailed as error:
             failure = error.failure

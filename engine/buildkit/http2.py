@@ -154,12 +154,12 @@ class Connection:
         self._outgoing: deque[bytes] = deque()
         self._wake = asyncio.Event()
         self.closed = False
+        settings = struct.pack(">HIHI", NO_PUSH, 0, INITIAL_WINDOW, STREAM_WINDOW)
+        self.push(PREFACE + frame(SETTINGS, 0, 0, settings))
+        self.push(frame(WINDOW, 0, 0, _LONG.pack(CONNECTION_WINDOW - DEFAULT_WINDOW)))
 
     async def serve(self) -> None:
         """Speak until either side ends it."""
-        settings = struct.pack(">HIHI", NO_PUSH, 0, INITIAL_WINDOW, STREAM_WINDOW)
-        start = PREFACE + frame(SETTINGS, 0, 0, settings)
-        self.push(start + frame(WINDOW, 0, 0, _LONG.pack(CONNECTION_WINDOW - DEFAULT_WINDOW)))
         writer = asyncio.create_task(self._write())
         try:
             await self._read()

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
+import msgspec
+
 from engine.build.options import BuildOptions
 from engine.build.service import BuildService
 from engine.build.solver import Built
@@ -55,6 +57,8 @@ class Job:
         self.stack = AsyncExitStack()
         self.results: dict[str, Result] = {}
         self.failure: Failure | None = None
+        self.allowed: frozenset[str] = frozenset()
+        """Entitlements that the client grants the Dockerfile."""
         self.returned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Set when a gateway client is done: the name of its result, or "" without one."""
         self._building: set[asyncio.Task[str]] = set()
@@ -83,7 +87,8 @@ class Job:
             inputs = await loader.load(request)
             source = inputs.source
             recorder = Recorder(self.status, inputs.loaded, request.filename, source)
-            solving = self._parts.builds.solved(source, inputs.context, request.options, recorder, client)
+            options = msgspec.structs.replace(request.options, allowed=self.allowed)
+            solving = self._parts.builds.solved(source, inputs.context, options, recorder, client)
             built = await self.stack.enter_async_context(solving)
         except (GantryError, OSError) as error:
             failure = failure_of(error, request.filename, source)
