@@ -23,7 +23,7 @@ from engine.containers.subpaths import Subpaths
 from engine.containers.times import rfc3339
 from engine.spec import users
 from engine.spec.rootfs import Rootfs, layers_of
-from oci.errors import FailedPrecondition, GantryError, Internal, InvalidArgument, NotFound
+from oci.errors import FailedPrecondition, GantryError, Internal, InvalidArgument, NotFound, PermissionDenied
 
 WORKER = os.path.join(os.path.dirname(__file__), "archive_worker.py")
 PIECE = 256 << 10
@@ -62,7 +62,11 @@ class Worker:
         if "error" not in document:
             found: dict[str, Any] | None = document["stat"]
             return found
-        kinds: dict[str, type[GantryError]] = {"notfound": NotFound, "invalid": InvalidArgument}
+        kinds: dict[str, type[GantryError]] = {
+            "notfound": NotFound,
+            "invalid": InvalidArgument,
+            "denied": PermissionDenied,
+        }
         raise kinds.get(document["error"], Internal)(document["message"])
 
     async def feed(self, chunks: AsyncIterator[bytes]) -> None:

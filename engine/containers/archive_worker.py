@@ -15,6 +15,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import ctypes
+import errno
 import gzip
 import json
 import lzma
@@ -24,6 +25,7 @@ import stat
 import sys
 import tarfile
 import zlib
+from collections.abc import Iterable
 from typing import IO, Any, cast
 
 _PRELOADED = (bz2, gzip, lzma, zlib)
@@ -42,8 +44,16 @@ _GO_KINDS = {
 }  # fmt: skip
 
 
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
+_KINDS = {
+    **dict.fromkeys((*_NOT_THERE, errno.EEXIST, errno.EISDIR, errno.EINVAL, errno.ENOTEMPTY, errno.EXDEV), "invalid"),
+    **dict.fromkeys((errno.EROFS, errno.EPERM, errno.EACCES), "denied"),
+}
+"""Errors that are the client's: what it sent does not fit what is there."""
+
+
 class Refused(Exception):
-    """An answer for the client: ``kind`` is ``notfound`` or ``invalid``."""
+    """An answer for the client: ``kind`` is ``notfound``, ``invalid`` or ``denied``."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -155,6 +165,8 @@ def seal() -> None:
 
 def absolute(path: str) -> str:
     """``path`` under ``/``; a trailing slash or ``/.`` stays, for it says that a directory is meant."""
+    if "\0" in path:
+        raise Refused("invalid", f"invalid path {path!r}: it holds a null byte")
     clean = "/" + "/".join(part for part in path.split("/") if part not in ("", "."))
     clean = os.path.normpath(clean)
     if clean != "/" and path.endswith("/."):
@@ -173,7 +185,9 @@ def stat_document(path: str) -> dict[str, Any]:
     """``X-Docker-Container-Path-Stat`` of ``path``."""
     try:
         found = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
         raise Refused("notfound", path) from None
     target = ""
     if stat.S_ISLNK(found.st_mode):
@@ -197,29 +211,34 @@ def go_mode(mode: int) -> int:
 
 
 class Packer:
-    """Writes one resource as a tar stream, named after its base."""
+    """Writes one resource as a tar stream, named after its base.
 
-    def __init__(self, sink: IO[bytes]) -> None:
+    Of what is mounted below it only ``points`` (the container's volumes) are gone into, not ``/proc`` and its like.
+    """
+
+    def __init__(self, sink: IO[bytes], points: Iterable[str] = ()) -> None:
+        self._points = tuple(f"{point.rstrip('/')}/" for point in points)
         self._tar = tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18)  # noqa: SIM115
         self._links: dict[tuple[int, int], str] = {}
 
     def add(self, path: str, name: str) -> None:
         """``path`` and everything below it, as ``name``. What disappears meanwhile is left out."""
-        pending = [(path, name)]
+        pending = [(path, name, 0)]
         while pending:
-            at, named = pending.pop()
+            at, named, device = pending.pop()
             try:
                 found = os.lstat(at)
+                self._add_one(at, named, found)
             except OSError:
                 continue
-            self._add_one(at, named, found)
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(found.st_mode) and (device in (0, found.st_dev) or f"{at}/".startswith(self._points)):
                 prefix = named if named.endswith("/") or not named else f"{named}/"
                 try:
                     children = sorted(os.listdir(at), reverse=True)
                 except OSError:
                     continue
-                pending += [(f"{at.rstrip('/')}/{child}", f"{prefix}{child}") for child in children]
+                below = at.rstrip("/")
+                pending += [(f"{below}/{child}", f"{prefix}{child}", found.st_dev) for child in children]
 
     def _add_one(self, path: str, name: str, found: os.stat_result) -> None:
         info = tarfile.TarInfo(name)
@@ -277,7 +296,10 @@ class _Padded:
         self._file, self._left = file, size
 
     def read(self, limit: int) -> bytes:
-        data = self._file.read(min(limit, self._left))
+        try:
+            data = self._file.read(min(limit, self._left))
+        except OSError:  # its place in the archive is taken already
+            data = b""
         if not data and self._left:
             data = bytes(min(limit, self._left))
         self._left -= len(data)
@@ -413,7 +435,7 @@ def serve(request: dict[str, Any], source: IO[bytes], sink: IO[bytes]) -> None:
     answer({"stat": document})
     if request["op"] == "stat":
         return
-    packer = Packer(sink)
+    packer = Packer(sink, [point["destination"] for point in request["points"]])
     if request["op"] == "export":
         for name in sorted(os.listdir("/")):
             packer.add(f"/{name}", name)
@@ -437,14 +459,15 @@ def main() -> None:
     except BrokenPipeError:
         os._exit(1)
     except OSError as error:
-        _give_up(sink, f"{error.strerror}{f': {error.filename}' if error.filename else ''}")
+        kind = _KINDS.get(error.errno or 0, "internal")
+        _give_up(sink, f"{error.strerror}{f': {error.filename}' if error.filename else ''}", kind)
     except Exception as error:
         # No traceback: printing one opens source files, by paths that are now the container's.
         _give_up(sink, f"{type(error).__name__}: {error}")
 
 
-def _give_up(sink: IO[bytes], message: str) -> None:
-    sink.write(json.dumps({"error": "internal", "message": message}).encode() + b"\n")
+def _give_up(sink: IO[bytes], message: str, kind: str = "internal") -> None:
+    sink.write(json.dumps({"error": kind, "message": message}).encode() + b"\n")
     sink.flush()
     os._exit(1)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import Engine
+from tests.support.host import wait_for
 
 
 @pytest.fixture
@@ -91,3 +92,67 @@ def test_links_of_a_container_stay_inside(engine: Engine, host_dir: Path) -> Non
         assert not (host_dir / "planted").exists()
     finally:
         engine.docker("rm", "-f", "hostile")
+
+
+def test_the_whole_root_has_volumes_and_nothing_of_the_kernel(engine: Engine, box: str, host_dir: Path) -> None:
+    (host_dir / "content").write_text("kept")
+    engine.docker("cp", str(host_dir / "content"), f"{box}:/data/content")
+    packed = host_dir / "root.tar"
+    engine.host.check("sh", "-c", f"docker -H {engine.url} cp {box}:/ - > {packed}")
+    with tarfile.open(packed) as tar:
+        names = {name.strip("/") for name in tar.getnames()}
+    assert "data/content" in names and "etc/passwd" in names
+    assert not [name for name in names if name.startswith(("proc/", "sys/"))]
+
+
+def archive_of(kind: bytes, name: str, link: str = "") -> bytes:
+    """One member of that kind."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = kind, link
+        tar.addfile(entry)
+    return out.getvalue()
+
+
+ODD = "cd /tmp; mkdir sub; ln -s /nowhere dangling; ln -s loop loop; touch file; sleep 1000"
+
+
+@pytest.fixture
+def odd(engine: Engine) -> Iterator[str]:
+    name = engine.docker("run", "-d", "busybox", "sh", "-c", ODD).stdout.strip()
+    wait_for(lambda: engine.docker("exec", name, "test", "-e", "/tmp/file", check=False).returncode == 0, "the files")
+    yield name
+    engine.docker("rm", "-f", name)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/tmp/dangling", archive_of(tarfile.REGTYPE, "f"), 404),
+        ("/tmp/loop", archive_of(tarfile.REGTYPE, "f"), 404),
+        ("/tmp/file", archive_of(tarfile.REGTYPE, "f"), 400),
+        ("/tmp/file/x", archive_of(tarfile.REGTYPE, "f"), 404),
+        ("/tmp", archive_of(tarfile.REGTYPE, "dangling/f"), 400),
+        ("/tmp", archive_of(tarfile.REGTYPE, "loop/f"), 400),
+        ("/tmp", archive_of(tarfile.REGTYPE, "file/f"), 400),
+        ("/tmp", archive_of(tarfile.REGTYPE, "n" * 300), 400),
+        ("/tmp", archive_of(tarfile.LNKTYPE, "hard", "nothing"), 400),
+        ("/tmp", b"garbage" * 200, 400),
+        ("/sys", archive_of(tarfile.REGTYPE, "f"), 403),
+        ("/tmp/%00", archive_of(tarfile.REGTYPE, "f"), 400),
+        ("/tmp", archive_of(tarfile.REGTYPE, "../../f"), 200),
+        ("/tmp/dangling/f", None, 404),
+        ("/tmp/loop/f", None, 404),
+        ("/tmp/file/f", None, 404),
+        ("/tmp/dangling", None, 200),
+    ],
+)
+def test_odd_paths_are_the_clients_mistake(
+    engine: Engine, odd: str, host_dir: Path, path: str, body: bytes | None, status: int
+) -> None:
+    (host_dir / "body.tar").write_bytes(body or b"")
+    send = f"-T {host_dir}/body.tar" if body is not None else ""
+    command = f"curl -s -o {host_dir}/answer -w '%{{http_code}}' {send} --unix-socket {engine.socket}"
+    got = engine.host.check("sh", "-c", f"{command} 'http://engine/containers/{odd}/archive?path={path}'")
+    assert int(got) == status, (host_dir / "answer").read_text(errors="replace")
