@@ -143,6 +143,10 @@ def main() -> NoReturn:
         sys.stderr.flush()
     except OSError:
         status = status or 1  # whoever reads the output is gone
+    if getattr(sys.meta_path[0], "stale", True):
+        from runc_py import onefile
+
+        onefile.refresh()
     os._exit(status)
 
 
