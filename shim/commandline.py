@@ -117,6 +117,9 @@ class CommandLine:
         if not resume or self.status(container_id) == "created":
             self._run(["start", container_id])
 
+    def adopt_init(self) -> None:
+        """It is: the runtime's command has ended."""
+
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
         path = f"{self._bundle}/exec-process.json"
         with open(path, "w", encoding="utf-8") as file:

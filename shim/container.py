@@ -350,6 +350,7 @@ class Container:
     def _end_created_init(self) -> None:
         """Kill an init that was never started, and see its end before the container goes."""
         init = self.init
+        self.runtime.adopt_init()
         init.signal(signal.SIGKILL)
         deadline = time.monotonic() + _KILL_SECONDS
         while init.exit is None and time.monotonic() < deadline:

@@ -18,7 +18,7 @@ from protos.shim_messages import RUNC_OPTIONS
 from protos.wire import Values
 from runc_py import errors as runc_errors
 from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
-from shim.apart import Answer, Killed, apart
+from shim.apart import Answer, Kept, Killed, apart, apart_kept
 
 OWN_NAMES = ("", "runc-py")
 """Values of ``Options.binary_name`` that mean the runtime in this process."""
@@ -59,6 +59,9 @@ class TaskRuntime(Protocol):
 
     def start(self, container_id: str, *, resume: bool = False) -> None:
         """Let init execute the program; ``resume``: carry on where a start may have been killed."""
+
+    def adopt_init(self) -> None:
+        """A created init that will not be started is this process's own child from now on. Idempotent."""
 
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
         """Run another process in it."""
@@ -118,6 +121,7 @@ class InProcess:
     def __init__(self, root: str, cgroup_driver: str, bundle: str) -> None:
         self._root, self._systemd, self._bundle = root, cgroup_driver == "systemd", bundle
         self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
+        self._kept: Kept | None = None
 
     def create(self, request: CreateRequest) -> Launched:
         for _ in range(_ATTEMPTS - 1):
@@ -127,20 +131,12 @@ class InProcess:
 
     def _create_apart(self, request: CreateRequest) -> Launched:
         try:
-            return self._launched(lambda: self._create(request))
+            work, more = _work(lambda: self._create(request)), partial(self._start, request.container_id, False)
+            values, descriptors, self._kept = apart_kept(self._bundle, work, more)
+            return _launched(values, descriptors)
         except Killed:
             self.delete(request.container_id)  # what it had made so far
             raise
-
-    def _launched(self, launch: Callable[[], Launched]) -> Launched:
-        """What ``launch`` gives in a fork. The process is this one's child."""
-
-        def work() -> Answer:
-            pid, pidfd, console = launch()
-            return {"pid": pid}, [pidfd] if console is None else [pidfd, console]
-
-        values, descriptors = apart(self._bundle, work)
-        return Launched(values["pid"], descriptors[0], descriptors[1] if len(descriptors) > 1 else None)
 
     def _create(self, request: CreateRequest) -> Launched:
         mounts = [RootfsMount(m["type"], m["source"], tuple(m["options"])) for m in request.rootfs]
@@ -155,6 +151,13 @@ class InProcess:
             )
 
     def start(self, container_id: str, *, resume: bool = False) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            try:
+                kept.ask()
+                return
+            except Killed:
+                resume = True
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(Killed):
                 apart(self._bundle, partial(self._start, container_id, resume))
@@ -167,8 +170,13 @@ class InProcess:
             self._runtime.start(container_id, resume=resume)
         return {}, ()
 
+    def adopt_init(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            kept.dismiss()
+
     def exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
-        return self._launched(lambda: self._exec(container_id, process, stdio))
+        return _launched(*apart(self._bundle, _work(lambda: self._exec(container_id, process, stdio))))
 
     def _exec(self, container_id: str, process: dict[str, Any], stdio: Stdio | None) -> Launched:
         with _translated("OCI runtime exec failed: "):
@@ -218,6 +226,21 @@ class InProcess:
     def status(self, container_id: str) -> str:
         with _translated():
             return str(self._runtime.state(container_id)["status"])
+
+
+def _work(launch: Callable[[], Launched]) -> Callable[[], Answer]:
+    """``launch`` as work for a fork."""
+
+    def work() -> Answer:
+        pid, pidfd, console = launch()
+        return {"pid": pid}, [pidfd] if console is None else [pidfd, console]
+
+    return work
+
+
+def _launched(values: dict[str, Any], descriptors: list[int]) -> Launched:
+    """What such work came to, in the shim."""
+    return Launched(values["pid"], descriptors[0], descriptors[1] if len(descriptors) > 1 else None)
 
 
 def default_root(address: str, namespace: str) -> str:

@@ -13,6 +13,7 @@ from runc_py.cgroups.v2 import UnifiedManager
 from runc_py.create import Creation
 from runc_py.state import ContainerState
 from shim import main, runtimes
+from shim.apart import Kept
 from shim.bundle import Bundle
 from shim.container import Container
 from shim.parking import Parking
@@ -30,6 +31,8 @@ def follow(zygote: type) -> None:
     wrap(main, "listen", "zygote: socket")
     wrap(TaskService, "call", _called)
     wrap(runtimes, "apart", "shim: fork of the runtime")
+    wrap(runtimes, "apart_kept", "shim: fork of the runtime")
+    wrap(Kept, "ask", "shim: fork asked again")
     wrap(Container, "_conclude", "shim: exit concluded")
     wrap(Bundle, "write_exit", "shim: exit record")
     wrap(Publisher, "publish", "shim: event")
