@@ -20,6 +20,8 @@ PATIENCE = 60.0
 """Seconds a life waits for one thing to become true before it is a failure."""
 
 PAUSE = 0.05
+RESTARTS = 3
+"""By a policy, at most."""
 
 
 class Plan(NamedTuple):
@@ -118,8 +120,8 @@ class Life:
 
     def create(self, config: dict[str, Any]) -> None:
         """Create it; a call that broke is made again until the name is taken by it."""
-        host = {"NetworkMode": self.plan.network}
-        body = {"Image": "busybox", "HostConfig": host, **config}
+        host = {"NetworkMode": self.plan.network, **config.get("HostConfig", {})}
+        body = {"Image": "busybox", **config, "HostConfig": host}
 
         def step() -> bool:
             answer = self.call("POST", "/containers/create", body, name=self.name)
@@ -354,6 +356,27 @@ def _attached(life: Life) -> None:
         raise Wrong("log", f"unknown lines {seen}")
 
 
+def _restarted(life: Life) -> None:
+    """A policy starts it again exactly as often as it says."""
+    times = life.plan.lines % RESTARTS + 1
+
+    def over() -> bool:
+        found = life.inspect()
+        if found["RestartCount"] > times:
+            raise Wrong("restarts", f"{found['RestartCount']} for {times}")
+        return bool(found["RestartCount"] == times and found["State"]["Status"] == "exited")
+
+    life.until("the last restart", over)
+    state = life.inspect()["State"]
+    if state["ExitCode"] != life.plan.code:
+        raise Wrong("exit code", f"{state['ExitCode']}, it was {life.plan.code}; {state}")
+    life.expect_logs(b"run\n" * (times + 1))
+
+
+def _policy(plan: Plan) -> dict[str, Any]:
+    return {"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": plan.lines % RESTARTS + 1}}
+
+
 Kind = tuple[Callable[[Plan], dict[str, Any]], Callable[[Life], None]]
 _FOREVER = "echo up; while :; do sleep 0.2; done"
 KINDS: dict[str, Kind] = {
@@ -363,6 +386,7 @@ KINDS: dict[str, Kind] = {
     "stopped": (lambda p: shell(f"trap 'echo bye; exit {p.code}' TERM; {_FOREVER}"), _stopped),
     "killed": (lambda _: shell(_FOREVER), killed),
     "paused": (lambda p: shell(counting(p)), _paused),
+    "restarted": (lambda p: shell(f"echo run; exit {p.code}", HostConfig=_policy(p)), _restarted),
     "exec": (lambda _: shell(_FOREVER), _exec),
     "attached": (lambda _: shell("while read x; do echo got $x; done", OpenStdin=True, AttachStdin=True), _attached),
 }

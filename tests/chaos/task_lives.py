@@ -32,7 +32,7 @@ from tests.integration.tasks.supervisor import SPEC_TYPE, spec
 NAMESPACE = "moby"
 METADATA = (("containerd-namespace", NAMESPACE),)
 CALL_SECONDS = 30.0
-STAND_INS = {"terminal": "count", "exec": "killed", "attached": "stopped"}
+STAND_INS = {"terminal": "count", "exec": "killed", "attached": "stopped", "restarted": "burst"}
 """Kinds of lives that need an engine, and what is lived in their place."""
 
 OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500))
