@@ -37,6 +37,15 @@ UNAVAILABLE_SECONDS = 1.0
 SECOND = 1_000_000_000
 
 
+def _tell(task: asyncio.Task[None]) -> None:
+    """Log how a job failed, if it did."""
+    error = None if task.cancelled() else task.exception()
+    if isinstance(error, GantryError):
+        log.error("container work failed", error=str(error))
+    elif error is not None:
+        log.error("container work failed", exc_info=error)
+
+
 class Exits:
     """Follows the tasks of the engine's containers."""
 
@@ -49,18 +58,16 @@ class Exits:
 
     def spawn(self, job: Coroutine[Any, Any, None]) -> None:
         """Run ``job`` beside everything else; its failure is logged."""
-        task = asyncio.ensure_future(self._guarded(job))
+        task = self._watched(job)
         self._jobs.add(task)
         task.add_done_callback(self._jobs.discard)
 
     @staticmethod
-    async def _guarded(job: Coroutine[Any, Any, None]) -> None:
-        try:
-            await job
-        except GantryError as error:
-            log.error("container work failed", error=str(error))
-        except Exception:
-            log.exception("container work failed")
+    def _watched(job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """``job`` as a task of its own: one that is cancelled before it began is closed, too."""
+        task = asyncio.ensure_future(job)
+        task.add_done_callback(_tell)
+        return task
 
     # The stream
 
@@ -224,7 +231,7 @@ class Exits:
 
     def restart_later(self, machine: Machine, seconds: float) -> None:
         """Start ``machine`` again after a pause, unless somebody stops or starts it meanwhile."""
-        machine.restart_timer = asyncio.ensure_future(self._guarded(self._restart(machine, seconds)))
+        machine.restart_timer = self._watched(self._restart(machine, seconds))
 
     async def _restart(self, machine: Machine, seconds: float) -> None:
         await asyncio.sleep(seconds)
