@@ -45,6 +45,8 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--network", default="", metavar="MODE", help="network of RUN steps: default, none, host")
     add("--add-host", action="append", default=[], metavar="NAME:IP")
     add("--shm-size", metavar="BYTES")
+    add("--allow", action="append", default=[], metavar="NAME", help="for RUN: network.host, security.insecure")
+    add("--squash", action="store_true", help="put all new layers into one")
     add("--progress", choices=("auto", "plain", "quiet"), default="auto")
     add("--check", action="store_true", help="tell what is likely a mistake in the Dockerfile, and build nothing")
     add("-q", "--quiet", action="store_true", help="print the id alone")
@@ -80,6 +82,8 @@ def _query(arguments: argparse.Namespace) -> list[tuple[str, str]]:
     pairs += [("networkmode", arguments.network), ("shmsize", _bytes(arguments.shm_size))]
     pairs += [("extrahosts", host) for host in arguments.add_host]
     pairs += [("nocache", "1" if arguments.no_cache else ""), ("pull", "1" if arguments.pull else "")]
+    pairs += [("allow", name) for name in arguments.allow]
+    pairs += [("squash", "1" if arguments.squash else "")]
     pairs += [(key, json.dumps(value) if value else "") for key, value in (
         ("buildargs", _mapping(arguments.build_arg, os.environ.get)),
         ("labels", _mapping(arguments.label, lambda name: "")),

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -36,6 +36,7 @@ from oci.errors import DataLoss, InvalidArgument, Unimplemented
 CLASSIC = ("", "1")
 PIECE = 1 << 20
 PRUNE_FILTERS = frozenset(["until", "unused-for", "id", "type", "inuse", "parent", "description", "shared", "private"])
+ENTITLEMENTS = frozenset({"network.host", "security.insecure"})
 SECRETS_HEADER = "x-gantry-build-secrets"
 
 
@@ -43,7 +44,7 @@ def routes(builds: BuildService) -> list[Route]:
     """Every endpoint of this module."""
     api = BuildApi(builds)
     return [
-        Route("POST", "/build", api.build, "the classic builder; squash and outputs are refused"),
+        Route("POST", "/build", api.build, "the classic builder; outputs are refused"),
         Route("POST", "/build/prune", api.prune),
         Route("POST", "/build/cancel", api.cancel, "accepted; a build is cancelled by closing its connection"),
     ]
@@ -173,8 +174,6 @@ def options_of(request: Request) -> BuildOptions:
     """The build's options from the query. Raises ``InvalidArgument``, ``Unimplemented``."""
     if request.text("version") not in CLASSIC:
         raise Unimplemented("this endpoint is the classic builder's", hint="BuildKit's builds come by POST /grpc")
-    if request.flag("squash"):
-        raise Unimplemented("--squash is not built", hint="use a multi-stage build and COPY --from")
     if request.text("outputs") not in ("", "[]"):
         raise Unimplemented("--output is not built", hint="build, then 'docker save' or 'docker cp'")
     platform = request.text("platform")
@@ -192,8 +191,20 @@ def options_of(request: Request) -> BuildOptions:
         host=_host(request),
         credentials=_credentials(request.headers.get("x-registry-config", "")),
         cache_from=tuple(_json(request, "cachefrom", list[str], [])),
+        only_cache_from=request.text("progress") != "steps",
+        squash=request.flag("squash"),
+        allowed=_allowed(request.query.get("allow", ())),
         secrets=_secrets(request.headers.get(SECRETS_HEADER, "")),
     )
+
+
+def _allowed(names: Iterable[str]) -> frozenset[str]:
+    """Our own parameter: what RUN may ask for."""
+    found = frozenset(name for name in names if name)
+    if found - ENTITLEMENTS:
+        unknown = sorted(found - ENTITLEMENTS)[0]
+        raise InvalidArgument(f"invalid entitlement {unknown!r}", hint=f"one of {', '.join(sorted(ENTITLEMENTS))}")
+    return found
 
 
 def _network(mode: str) -> str:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable
 
 import msgspec
@@ -27,6 +27,7 @@ from protos.containerd import leases_pb2
 LEASE = "gantry-build-cache"
 KIND = "buildcache"
 CHAINS = "buildchain"
+MAX_SHORTCUTS = 1 << 16
 SHOWN = 25
 """Characters of a key that make an id for people."""
 
@@ -87,6 +88,15 @@ def key_of(*parts: str | Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+class Shortcuts(OrderedDict[str | None, str]):
+    """A mapping that forgets what was put in longest ago."""
+
+    def __setitem__(self, name: str | None, key: str) -> None:
+        super().__setitem__(name, key)
+        if len(self) > MAX_SHORTCUTS:
+            self.popitem(last=False)
+
+
 class BuildCache:
     """Entries in ``engine.db``; what they refer to in containerd."""
 
@@ -99,7 +109,7 @@ class BuildCache:
         self._builds = 0
         self._stale = False
         self._making: dict[str, tuple[asyncio.Lock, int]] = {}
-        self.shortcuts: dict[str | None, str] = {}
+        self.shortcuts = Shortcuts()
         """Keys by what is cheaper to know (see ``Filer.shortcut``); in memory alone, a new start finds them again."""
         self.metadata = containerd.backend.with_lease(LEASE)
 
@@ -110,9 +120,12 @@ class BuildCache:
         await self._let_go()
 
     @contextlib.asynccontextmanager
-    async def session(self) -> AsyncIterator[Session]:
-        """One build's use of the cache: what it finds and makes stays until it is over."""
-        session = Session(self)
+    async def session(self, layers: frozenset[str] | None = None) -> AsyncIterator[Session]:
+        """One build's use of the cache: what it finds and makes stays until it is over.
+
+        ``layers``: only steps that made one of these are found, and none that made no layer if there are none.
+        """
+        session = Session(self, layers)
         self._builds += 1
         try:
             yield session
@@ -278,8 +291,9 @@ class Session:
     What is found stays while the build goes on, so that what was here once need not be asked for again.
     """
 
-    def __init__(self, cache: BuildCache) -> None:
+    def __init__(self, cache: BuildCache, layers: frozenset[str] | None = None) -> None:
         self._cache = cache
+        self._layers = layers
         self.shortcuts = cache.shortcuts
         self.making = cache.making
         self.keys: list[str] = []
@@ -289,7 +303,7 @@ class Session:
     async def get(self, key: str) -> Entry | None:
         """The entry of ``key`` if its layer is here; it stays while the build goes on."""
         entry = self._cache.peek(key)
-        if entry is None:
+        if entry is None or not self.allows(entry.diff_id):
             return None
         self._use(key)
         if entry.blob is not None and not await self._here(entry.blob.digest):
@@ -297,6 +311,12 @@ class Session:
             return None
         self.found.append(key)
         return entry
+
+    def allows(self, diff_id: str) -> bool:
+        """Whether a step that made this layer ("": none) may be taken from the cache."""
+        if self._layers is None:
+            return True
+        return diff_id in self._layers if diff_id else bool(self._layers)
 
     async def _here(self, digest: str) -> bool:
         if self._blobs is None:

@@ -14,7 +14,11 @@ from oci.reference import Reference
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``host`` carries limits and such for RUN; ``secrets`` by id. ``epoch`` is ``SOURCE_DATE_EPOCH`` (seconds)."""
+    """``host`` carries limits and such for RUN; ``secrets`` by id. ``epoch`` is ``SOURCE_DATE_EPOCH`` (seconds).
+
+    ``allowed``: what of ``network.host`` and ``security.insecure`` a Dockerfile may ask for.
+    ``only_cache_from``: with ``cache_from`` nothing else is taken from the cache, as the classic builder has it.
+    """
 
     dockerfile: str = "Dockerfile"
     tags: tuple[Reference, ...] = ()
@@ -30,6 +34,9 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     secrets: dict[str, bytes] = {}
     credentials: dict[str, Credentials] = {}
     cache_from: tuple[str, ...] = ()
+    only_cache_from: bool = False
+    squash: bool = False
+    allowed: frozenset[str] = frozenset()
 
     @property
     def epoch(self) -> int | None:

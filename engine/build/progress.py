@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+RED, PLAIN = "\x1b[91m", "\x1b[0m"
+
 STEP = "gantry.step"
 """``id`` of step events. Their ``aux``: ``number`` and ``total``; with the first event of a step its ``name``; then
 ``output`` (text), or ``state``: ``cached``, ``done``, ``failed``, ``canceled``."""
@@ -60,11 +62,11 @@ class StageLog:
             self._owner.step(self._step, {"state": state})
             self._step = None
 
-    def output(self, text: str) -> None:
-        """What the current step's command wrote."""
+    def output(self, text: str, *, error: bool = False) -> None:
+        """What the current step's command wrote; ``error``: to stderr, which the classic stream shows in red."""
         if self._step is not None:
             self._owner.step(self._step, {"output": text})
-        self.text(text)
+        self.text(f"{RED}{text}{PLAIN}" if error else text)
 
     def say(self, message: Json) -> None:
         """Tell ``message`` now, or when it is this stage's turn."""

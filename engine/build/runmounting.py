@@ -11,7 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.build.cache import key_of
@@ -21,7 +21,7 @@ from engine.build.dockerfile.instructions import Run
 from engine.build.dockerfile.parser import Heredoc
 from engine.build.dockerfile.runmounts import RunMount
 from engine.build.plan import Stage, find_stage
-from engine.build.stagetree import StageTree
+from engine.build.stagetree import StageTree, copy_out
 from engine.build.state import State, script_of, script_path
 from engine.build.trees import clean, resolve
 from engine.build.workshop import Chain
@@ -56,9 +56,14 @@ class CacheDirectories:
         self._busy: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
-    async def use(self, mount: RunMount, target: str) -> AsyncIterator[str]:
-        """The directory of ``mount`` for one step."""
-        parts = (mount.id or target, str(mount.mode), str(mount.uid), str(mount.gid))
+    async def use(
+        self, mount: RunMount, target: str, begins_with: str = "", fill: Callable[[str], None] | None = None
+    ) -> AsyncIterator[str]:
+        """The directory of ``mount`` for one step.
+
+        ``fill`` puts into a new one what it begins with, which is a part of its name. Blocking.
+        """
+        parts = (mount.id or target, str(mount.mode), str(mount.uid), str(mount.gid), *filter(None, [begins_with]))
         name = key_of("cache", parts)
         if mount.sharing == "private":
             number = 0
@@ -69,26 +74,41 @@ class CacheDirectories:
         self._busy[name] = self._busy.get(name, 0) + 1
         try:
             async with lock:
-                yield self._made(name, mount)
+                yield await asyncio.to_thread(self._made, name, mount, fill)
         finally:
             self._busy[name] -= 1
             if not self._busy[name]:
                 del self._busy[name]
                 self._locks.pop(name, None)
 
-    def _made(self, name: str, mount: RunMount) -> str:
+    def _made(self, name: str, mount: RunMount, fill: Callable[[str], None] | None) -> str:
         path = f"{self._root}/{name}"
-        if not os.path.isdir(path):
-            os.makedirs(path)
-            os.chmod(path, mount.mode if mount.mode is not None else CACHE_MODE)
-            os.chown(path, mount.uid, mount.gid)
+        if os.path.isdir(path):
+            return path
+        # Seen by others once it is whole.
+        fresh = f"{path}~{secrets.token_hex(4)}"
+        os.makedirs(fresh)
+        try:
+            if fill is not None:
+                fill(fresh)
+            os.chmod(fresh, mount.mode if mount.mode is not None else CACHE_MODE)
+            os.chown(fresh, mount.uid, mount.gid)
+            os.rename(fresh, path)
+        except OSError:
+            # Another step with the same mount may have been faster.
+            if not os.path.isdir(path):
+                raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
         return path
 
     def clear(self) -> int:
         """Remove those that no step uses; bytes given back. Blocking."""
         freed = 0
         with contextlib.suppress(FileNotFoundError):
-            for name in set(os.listdir(self._root)) - self._busy.keys():
+            for name in os.listdir(self._root):
+                if name.partition("~")[0] in self._busy:
+                    continue
                 freed += _size(f"{self._root}/{name}")
                 shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
         return freed
@@ -123,7 +143,7 @@ class RunMounts:
                 if mount.type == "tmpfs":
                     found.append(Mount("tmpfs", target=target, tmpfs_options=TmpfsOptions(size_bytes=mount.size)))
                 elif mount.type == "cache":
-                    found.append(await self._cache(step, mount, target, stack))
+                    found.append(await self._cache(step, mount, target, state, stage, log, stack))
                 elif mount.type == "secret":
                     found += await self._secret(step, mount, target, stack, environment)
                 elif mount.type == "ssh":
@@ -146,10 +166,27 @@ class RunMounts:
         os.chmod(path, SCRIPT_MODE)
         return Mount("bind", path, script_path(script), True)
 
-    async def _cache(self, step: Run, mount: RunMount, target: str, stack: contextlib.AsyncExitStack) -> Mount:
-        if mount.from_ or mount.source:
-            raise DockerfileError("RUN --mount=type=cache with from or source is not built", step.source.lines)
-        path = await stack.enter_async_context(self._solver.caches.use(mount, target))
+    async def _cache(
+        self, step: Run, mount: RunMount, target: str, state: State, stage: Stage, log: StageLog,
+        stack: contextlib.AsyncExitStack,
+    ) -> Mount:  # fmt: skip
+        caches = self._solver.caches
+        if not mount.from_:
+            if mount.source:
+                raise DockerfileError("RUN --mount=type=cache: source needs from", step.source.lines)
+            path = await stack.enter_async_context(caches.use(mount, target))
+            return Mount("bind", path, target.rstrip("/"), mount.read_only)
+        chain = await self._chain(step, mount, state, stage, log)
+        source = clean(state.expand(mount.source, step.source))
+        async with self._solver.workshop.tree(chain) as tree:
+            real = resolve(tree, source)
+            node = tree.node(real)
+            if node is None or not node.is_dir:
+                raise DockerfileError(
+                    f"RUN --mount=type=cache: {source!r} is no directory of {mount.from_}", step.source.lines
+                )
+            use = caches.use(mount, target, f"{chain.id} {real}", lambda path: copy_out(tree, real, path))
+            path = await stack.enter_async_context(use)
         return Mount("bind", path, target.rstrip("/"), mount.read_only)
 
     async def _agent(

@@ -16,9 +16,10 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import msgspec
 import structlog
 
-from engine.build import checks, inline
+from engine.build import checks, inline, squash
 from engine.build.cache import BuildCache, Entry, Prune
 from engine.build.client import Client, Given
 from engine.build.context import Context
@@ -32,12 +33,13 @@ from engine.build.running import Runner
 from engine.build.solver import Built, Parts, Solver, configuration, failed_lines
 from engine.build.sources import BaseImages
 from engine.build.stagetree import StageTree
-from engine.build.workshop import Workshop
+from engine.build.workshop import Chain, Workshop
 from engine.containers.service import ContainerService
 from engine.images.records import Decoded, short_id
 from engine.images.service import ImageService
+from engine.spec.rootfs import layers_of
 from engine.store import Store
-from oci.errors import GantryError, InvalidArgument
+from oci.errors import GantryError, InvalidArgument, Unimplemented
 from oci.hostpaths import HostPaths
 
 log = structlog.get_logger()
@@ -145,8 +147,9 @@ class BuildService:
             raise checks.failure(findings)
         bases = BaseImages(self._images, options, client)
         run_directory = f"{self._run_directory}/{secrets.token_hex(8)}"
-        await self._take_caches(options, progress, client)
-        async with self.cache.session() as session:
+        layers = await self._take_caches(options, progress, client)
+        allowed = layers if options.cache_from and options.only_cache_from else None
+        async with self.cache.session(allowed) as session:
             parts = Parts(session, self._workshop, self._runner, bases, self.caches, run_directory, client)
             try:
                 yield await Solver(planned, context, options, progress, parts, wanted).solve()
@@ -204,16 +207,22 @@ class BuildService:
         except GantryError:
             return None
 
-    async def _take_caches(self, options: BuildOptions, progress: Progress, client: Client) -> None:
-        """``--cache-from``: steps of images, pulled where they are not here. One that cannot be had is passed over."""
+    async def _take_caches(self, options: BuildOptions, progress: Progress, client: Client) -> frozenset[str]:
+        """``--cache-from``: steps of images, pulled where they are not here. One that cannot be had is passed over.
+
+        The layers of the images (diff ids).
+        """
+        layers: set[str] = set()
         bases = BaseImages(self._images, options, client)
         for name in options.cache_from:
             log_of_pull = progress.silent()
             try:
                 image = await bases.decoded(name, log_of_pull)
                 await inline.take(self.cache, await self._images.containerd.read(image.id), image)
+                layers.update(image.config.rootfs.diff_ids)
             except GantryError as error:
                 progress.say({"stream": f"[Warning] no cache from {name}: {error.message}\n"})
+        return frozenset(layers)
 
     def files(self, built: Built) -> AbstractAsyncContextManager[StageTree]:
         """The file system of a finished stage, for reading while the block lasts."""
@@ -222,6 +231,8 @@ class BuildService:
     async def export(self, built: Built, options: BuildOptions) -> Decoded:
         """The image of the target stage, under every name asked for."""
         images = self._images
+        if options.squash and len(built.chain.layers) > built.base[0] + 1:
+            built = await self._squashed(built, options)
         blobs = tuple(layer.blob for layer in built.chain.layers)
         config = configuration(built, options)
         first = options.tags[0] if options.tags else None
@@ -233,6 +244,20 @@ class BuildService:
         for tag in options.tags:
             images.tell(await images.catalog.find(decoded.id), "tag", tag.familiar)
         return decoded
+
+    async def _squashed(self, built: Built, options: BuildOptions) -> Built:
+        """``built`` with one layer on its base. Raises ``Unimplemented`` where layers are no directories."""
+        layers, lines = built.base
+        async with self._workshop.view(built.chain) as mounts:
+            directories = layers_of(mounts)
+            if len(directories) != len(built.chain.layers):
+                raise Unimplemented("--squash works with the overlay snapshotter alone", hint="use a multi-stage build")
+            with squash.changes(directories, layers) as members:
+                layer = await self._workshop.layer(members, options.epoch)
+        chain = Chain.of(built.chain.layers[:layers]).plus(layer)
+        history = squash.history(built.state.history, lines, built.parent)
+        # Keys of steps are worth nothing without their layers.
+        return Built(msgspec.structs.replace(built.state, history=history), chain, built.parent)
 
     async def prune(self, wanted: Prune, *, every: bool) -> tuple[list[str], int]:
         """Remove cache entries, with ``every`` the directories of cache mounts too; (ids, bytes given back)."""

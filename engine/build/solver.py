@@ -40,6 +40,8 @@ from engine.images.assembly import NewLayer, timestamp
 from oci.errors import GantryError, Internal, InvalidArgument, NotFound, ResourceExhausted
 from oci.image import ExecutionConfig, ImageConfig, Platform, RootFS
 
+STDERR = 2
+
 
 class Parts(NamedTuple):
     """What builds are made with. ``run_directory`` holds secrets and mounts of this build alone."""
@@ -54,12 +56,16 @@ class Parts(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A finished stage. ``parent`` is the id of the image it began with ("" for scratch), ``trail`` its steps."""
+    """A finished stage. ``parent`` is the id of the image it began with ("" for scratch), ``trail`` its steps.
+
+    ``base``: how many layers and lines of history are the image's.
+    """
 
     state: State
     chain: Chain
     parent: str
     trail: tuple[Item, ...] = ()
+    base: tuple[int, int] = (0, 0)
 
 
 class Solver:
@@ -166,6 +172,8 @@ class _StageRun:
         self._created = ""
         self._parent = ""
         self._trail: tuple[Item, ...] = ()
+        self._base = (0, 0)
+        self._fresh = False
 
     async def run(self) -> Built:
         """From FROM to the last step."""
@@ -179,7 +187,7 @@ class _StageRun:
             self._announce(step)
             with _located(step):
                 await self._step(step)
-        return Built(self.state, self.chain, self._parent, self._trail)
+        return Built(self.state, self.chain, self._parent, self._trail, self._base)
 
     def _announce(self, step: Typed) -> None:
         place = f"{self._number - self._first + 1}/{1 + len(self._stage.steps)}"
@@ -193,7 +201,7 @@ class _StageRun:
         if stage.base_stage is not None:
             base = await solver.stage(stage.base_stage)
             image = msgspec.structs.replace(base.state.image, config=base.state.config)
-            self.chain, self._parent, self._trail = base.chain, base.parent, base.trail
+            self.chain, self._parent, self._trail, self._base = base.chain, base.parent, base.trail, base.base
             history, author = base.state.history, base.state.author
         elif stage.base == SCRATCH:
             image = _nothing(solver.platform)
@@ -202,6 +210,7 @@ class _StageRun:
             found = await solver.image(stage.base, stage.platform, self._log)
             image, self.chain, self._parent = found.config, found.chain, found.id
             history, author = image.history, image.author
+            self._base = len(self.chain.layers), len(history)
         triggers = image.config.on_build or ()
         image = msgspec.structs.replace(image, config=msgspec.structs.replace(image.config, on_build=None))
         self.state = msgspec.structs.replace(initial(image, solver.plan.escape), history=history)
@@ -225,8 +234,22 @@ class _StageRun:
             if isinstance(step, Single) and step.source.keyword == "WORKDIR":
                 await self._directory(step)
             elif not isinstance(step, From):
+                self._configured(step)
                 self._note(step.source.original, None)
-        self._log.text(f" ---> {key_of(self.chain.id, msgspec.json.encode(self.state.config).decode())[:12]}\n")
+        self._log.text(f" ---> {self._shown()}\n")
+
+    def _shown(self) -> str:
+        """What stands for the id of an intermediate image."""
+        return key_of(self.chain.id, msgspec.json.encode(self.state.config).decode())[:12]
+
+    def _configured(self, step: Typed) -> None:
+        """A step that makes no layer: readers of the classic stream are told whether it was done before."""
+        key = f"{self._shown()} {step.source.original}"
+        shortcuts = self._solver.cache.shortcuts
+        if key in shortcuts and not self._fresh and self._wants_cache() and self._solver.cache.allows(""):
+            self._log.text(" ---> Using cache\n")
+        else:
+            self._fresh, shortcuts[key] = True, ""
 
     def _automatic(self) -> Mapping[str, str | None]:
         """The global scope, and the platform's ARGs."""
@@ -244,12 +267,13 @@ class _StageRun:
         epoch = self._solver.options.epoch
         return timestamp(epoch * 10**9 if epoch is not None else None)
 
+    def _wants_cache(self) -> bool:
+        options = self._solver.options
+        return not options.no_cache and self._stage.title not in options.no_cache_stages
+
     async def _known(self, key: str) -> Entry | None:
         """The cached result of ``key``, unless the cache is not wanted."""
-        options = self._solver.options
-        if options.no_cache or self._stage.title in options.no_cache_stages:
-            return None
-        entry = await self._solver.cache.get(key)
+        entry = await self._solver.cache.get(key) if self._wants_cache() else None
         if entry is not None:
             self._log.cached()
         return entry
@@ -263,6 +287,7 @@ class _StageRun:
 
     def _take(self, key: str, description: str, layer: NewLayer | None) -> Entry:
         """Remember a fresh result."""
+        self._fresh = True
         entry = Entry(
             key=key,
             description=description,
@@ -316,6 +341,7 @@ class _StageRun:
 
     async def _run(self, step: Run) -> None:
         solver, state = self._solver, self.state
+        _allowed(step, solver.options)
         words = command_words(state, step)
         args = state.visible_args()
         environment = state.run_environment(_proxies(solver.options.build_args))
@@ -350,7 +376,7 @@ class _StageRun:
 
         def take(data: bytes, stream: int) -> None:
             if text := decoders[stream].decode(data):
-                self._log.output(text)
+                self._log.output(text, error=stream == STDERR)
 
         return take
 
@@ -396,6 +422,16 @@ def failed_lines(error: GantryError) -> Lines | None:
     """Where in the Dockerfile ``error`` comes from; None when from nowhere in particular."""
     found: Lines | None = getattr(error, "lines", None)
     return found
+
+
+def _allowed(step: Run, options: BuildOptions) -> None:
+    """Refuse what its author may write but only whoever starts the build can grant."""
+    wanted = ["security.insecure"] if step.security == "insecure" else []
+    if step.network == "host" and options.network != "host":
+        wanted.append("network.host")
+    for name in wanted:
+        if name not in options.allowed:
+            raise DockerfileError(f"RUN: {name} is not allowed", step.source.lines, hint=f"build with --allow {name}")
 
 
 def _network(asked: str, default: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from engine.build.trees import Node
+from engine.build.trees import Node, walk
 from engine.spec.rootfs import is_opaque, is_whiteout, lstat_at
 
 OPEN_DIRECTORIES = 64
@@ -141,6 +142,29 @@ class StageTree:
             return {n: os.getxattr(fd, n) for n in names}
         finally:
             os.close(fd)
+
+
+def copy_out(tree: StageTree, source: str, target: str) -> None:
+    """Copy what is below the directory ``source`` into the empty directory ``target`` of this host. Blocking.
+
+    Owners, modes and links are kept, devices and sockets left out. ``target`` is nobody else's while this runs: names
+    come from the tree one by one, and only directories made here are entered.
+    """
+    for path, node in walk(tree, source):
+        place, origin = f"{target}/{path}", f"{source}/{path}" if source else path
+        if node.is_dir:
+            os.mkdir(place)
+        elif node.is_link:
+            os.symlink(node.link, place)
+        elif node.is_file:
+            with tree.open(origin) as file, open(place, "xb") as out:
+                shutil.copyfileobj(file, out, PIECE)
+        else:
+            continue
+        os.chown(place, node.uid, node.gid, follow_symlinks=False)
+        if not node.is_link:
+            os.chmod(place, stat.S_IMODE(node.mode))
+        os.utime(place, ns=(node.mtime, node.mtime), follow_symlinks=False)
 
 
 def _node(status: os.stat_result, link: str) -> Node:

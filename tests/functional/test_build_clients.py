@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -169,3 +170,63 @@ def test_checks_are_told_and_stop_a_build_that_wants_it(builder: Engine, context
     assert done.returncode == 1 and "lint violation found for rules: UndefinedVar" in done.stderr, done
     done = builder.gantry("build", "--build-arg", "BUILDKIT_DOCKERFILE_CHECK=skip=all", str(context))
     assert "UndefinedVar" not in done.stderr
+
+
+def layers_of(builder: Engine, name: str) -> list[str]:
+    """Diff ids of an image."""
+    found: list[str] = json.loads(builder.docker("inspect", "-f", "{{json .RootFS.Layers}}", name).stdout)
+    return found
+
+
+def test_squash_leaves_one_layer_on_the_base(builder: Engine, context: Path) -> None:
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nRUN head -c 3000000 /dev/urandom > /secret; echo a > /a\nRUN rm /secret /etc/group\nENV A=1\nCOPY f /f\n"
+    )
+    plain = builder.gantry("build", "-t", "plain", str(context)).stdout
+    builder.gantry("build", "--squash", "-t", "squashed", str(context))
+    # The docker client sends --squash to engines that call themselves experimental alone; its SDK asks for nothing.
+    client = f"docker.DockerClient('{builder.url}').images.build(path='{context}', squash=True)[0].id"
+    by_sdk = builder.host.check(sys.executable, "-c", f"import docker; print({client})")
+    assert by_sdk == builder.docker("inspect", "-f", "{{.Id}}", "squashed").stdout != plain
+    base = layers_of(builder, "busybox")
+    assert len(layers_of(builder, "plain")) == len(base) + 3
+    assert layers_of(builder, "squashed")[:-1] == base
+    script = "cat /a /f; test ! -e /secret && test ! -e /etc/group && echo $A"
+    for name in ("plain", "squashed"):
+        assert builder.docker("run", "--rm", name, "sh", "-c", script).stdout == "a\nx1\n"
+    sizes = [int(builder.docker("inspect", "-f", "{{.Size}}", name).stdout) for name in ("plain", "squashed")]
+    assert sizes[0] - sizes[1] > 2_500_000, "what was removed is in no layer"
+    history = builder.docker("history", "--no-trunc", "--format", "{{.CreatedBy}}{{.Comment}}", "squashed").stdout
+    assert "ENV A=1" in history and "merge of a build" in history
+
+
+def test_stderr_of_a_step_is_red_in_the_classic_stream(builder: Engine, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM busybox\nRUN echo fine; sleep 0.2; echo ${HOME}-bad >&2\n")
+    words = ["env", "DOCKER_BUILDKIT=0", DOCKER, "-H", builder.url, "build", "--no-cache", str(context)]
+    out = builder.host.check(*words)
+    assert "\x1b[91m/root-bad\n\x1b[0m" in out and "\nfine\n" in out
+    assert "\x1b" not in builder.gantry("build", "--no-cache", str(context)).stderr
+
+
+def test_what_a_dockerfile_may_ask_for_is_granted_by_who_builds(builder: Engine, context: Path) -> None:
+    step = "FROM busybox\nRUN --security=insecure --network=host grep -q 'CapEff:.*f$' /proc/self/status && ip link\n"
+    (context / "Dockerfile").write_text(step)
+    done = builder.gantry("build", str(context), check=False)
+    assert done.returncode == 1 and "security.insecure is not allowed" in done.stderr, done
+    done = builder.gantry("build", "--allow", "security.insecure", str(context), check=False)
+    assert done.returncode == 1 and "network.host is not allowed" in done.stderr, done
+    builder.gantry("build", "--allow", "security.insecure", "--allow", "network.host", str(context))
+
+
+def test_the_sdk_takes_steps_from_the_images_it_names_and_no_others(builder: Engine) -> None:
+    script = (
+        "import docker, io\n"
+        f"client = docker.APIClient('{builder.url}', timeout=60)\n"
+        "def cached(**options):\n"
+        "    file = io.BytesIO(b'FROM busybox\\nENV FOO=bar\\nRUN touch baz\\nRUN touch bax\\n')\n"
+        "    stream = client.build(fileobj=file, decode=True, **options)\n"
+        "    return sum('Using cache' in chunk.get('stream', '') for chunk in stream)\n"
+        "print(cached(tag='from:1'), cached(tag='from:2', cache_from=['from:1']), end=' ')\n"
+        "print(cached(tag='from:3', cache_from=['127.0.0.1:9/nosuch']), cached())\n"
+    )
+    assert builder.host.check(sys.executable, "-c", script).split() == ["0", "3", "0", "3"]
