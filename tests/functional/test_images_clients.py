@@ -114,6 +114,72 @@ def test_prune_takes_only_images_without_a_name(house: Engine, busybox_tar: byte
     house.docker("rmi", "moved:1")
 
 
+def test_prune_keeps_what_its_filters_do_not_name(house: Engine, sdk: docker.DockerClient, busybox_tar: bytes) -> None:
+    for number in ("1", "2"):
+        for change in (f"LABEL team=one{number}", f"LABEL team=two{number}"):
+            house.docker("import", "-c", change, "-", f"pruned:{number}", stdin=busybox_tar)
+    loose = {image.labels["team"]: image.id for image in sdk.images.list(filters={"dangling": True})}
+    assert set(loose) == {"one1", "one2"}
+
+    def pruned(**filters: object) -> set[str]:
+        answer = sdk.images.prune(filters=filters)["ImagesDeleted"] or []
+        return {entry["Deleted"] for entry in answer if entry.get("Deleted") in loose.values()}
+
+    assert pruned(dangling=True, label="team=nobody") == set()
+    assert pruned(dangling=True, until="24h") == set(), "they are not that old"
+    assert pruned(dangling=True, label="team=one1") == {loose["one1"]}
+    assert pruned(dangling=True, **{"label!": "team=one2"}) == set()
+    assert pruned(dangling=True) == {loose["one2"]}
+    assert pruned(dangling=False, label="team=two1") == set(), "it was not loose"
+    assert house.docker("images", "-q", "pruned").stdout.count("\n") == 1, "but unused, and named by the filter"
+    house.docker("rmi", "pruned:2")
+
+
+def test_filters_of_images_by_age_and_name(house: Engine, busybox_tar: bytes) -> None:
+    def listed(*filters: str) -> set[str]:
+        flags = (part for filter in filters for part in ("--filter", filter))
+        return set(house.docker("images", "--format", "{{.Repository}}:{{.Tag}}", *flags).stdout.split())
+
+    for name in ("aged:1", "aged:2", "aged:3"):
+        house.docker("import", "-c", f"LABEL name={name}", "-", name, stdin=busybox_tar)
+    named = "reference=aged:*"
+    assert listed(named) == {"aged:1", "aged:2", "aged:3"}
+    assert listed(named, "before=aged:2") == {"aged:1"}
+    assert listed(named, "since=aged:2") == {"aged:3"}
+    assert listed(named, "label=name=aged:2") == {"aged:2"}
+    assert listed(named, "until=1h") == set()
+    assert listed(named, "dangling=true") == set()
+    assert "invalid filter" in house.docker("images", "--filter", "nosuch=1", check=False).stderr
+    house.docker("rmi", "aged:1", "aged:2", "aged:3")
+
+
+def test_disk_usage_counts_shared_layers_once(house: Engine, sdk: docker.DockerClient, busybox_tar: bytes) -> None:
+    house.docker("import", "-", "df:base", stdin=busybox_tar)
+    before = sdk.df()["LayersSize"]
+    house.docker("create", "--name", "df", "df:base", "true")
+    house.docker("cp", "-", "df:/", stdin=_tar_of("grown", b"x" * 1_000_000))
+    house.docker("commit", "df", "df:grown")
+    house.docker("rm", "df")
+    found = sdk.df()
+    base, grown = (
+        next(i for i in found["Images"] if f"df:{tag}" in (i["RepoTags"] or ())) for tag in ("base", "grown")
+    )
+    assert base["SharedSize"] == grown["SharedSize"] == base["Size"]
+    own = grown["Size"] - grown["SharedSize"]
+    assert 1_000_000 <= own < 1_100_000
+    assert found["LayersSize"] - before == own
+    house.docker("rmi", "df:grown", "df:base")
+
+
+def _tar_of(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(data)
+        tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
 def test_the_sdk_lists_filters_and_saves(house: Engine, sdk: docker.DockerClient) -> None:
     image = sdk.images.get("busybox")
     assert image.tags == ["busybox:latest"]
