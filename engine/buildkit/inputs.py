@@ -61,7 +61,7 @@ class Loader:
                 await asyncio.to_thread(remote.ignore, request.filename)
             return Inputs(source, loaded, remote)
         context = self.directory(request.context_key, "[internal] load build context")
-        context.excluded = ignore if ignore is not None else await self.ignored(request.context_key)
+        context.leave_out(ignore if ignore is not None else await self.ignored(request.context_key))
         context.expected = _expected(source)
         return Inputs(source, loaded, context)
 
@@ -112,7 +112,7 @@ class Loader:
             return await self.address(value)
         directory = value.removeprefix("local:")
         context = self.directory(directory, f"[context {name}] load from client")
-        context.excluded = await self.ignored(directory)
+        context.leave_out(await self.ignored(directory))
         context.expected = None
         return context
 

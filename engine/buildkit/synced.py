@@ -16,6 +16,7 @@ from engine.buildkit.contents import Contents, ContentStores, Place
 from engine.buildkit.filesync import File, receive
 from engine.buildkit.sessions import Session
 from engine.buildkit.status import Status, Vertex
+from oci.ignorefile import IgnoreRules
 
 TRANSFER = "transferring context:"
 PROGRESS_BYTES = 256 << 10
@@ -47,8 +48,12 @@ class SyncedContext(Context):
         self._covered: set[str] | None = set()
         self._label = label
         self.vertex: Vertex | None = None
-        self.excluded: Sequence[str] = ()
+        self._excluded: Sequence[str] = ()
         self.expected: set[str] | None = set()
+
+    def leave_out(self, patterns: Sequence[str]) -> None:
+        """What a ``.dockerignore`` names stays with the client."""
+        self._excluded, self.left_out = patterns, IgnoreRules(patterns)
 
     async def prepare(self, sources: Iterable[str]) -> None:
         """Have ``sources`` here, and with the first of them everything that is ``expected``."""
@@ -67,7 +72,7 @@ class SyncedContext(Context):
         with self._status.step(self._title) as vertex:
             self.vertex = vertex
             meter = _Meter(vertex, self._label)
-            files = await receive(self._session, self._name, contents, meter, paths=paths, excluded=self.excluded)
+            files = await receive(self._session, self._name, contents, meter, paths=paths, excluded=self._excluded)
             meter.finish()
         await asyncio.to_thread(self._index, files, contents)
 
