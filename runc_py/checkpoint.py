@@ -179,3 +179,6 @@ def _criu_failure(what: str, options: CriuOptions, log: str, status_word: int) -
 
 PASSED_ON = ("--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks", "--auto-dedup", "--lazy-pages")
 """Flags that ``checkpoint`` and ``restore`` pass on to criu unchanged."""
+
+LABELS = ("--lsm-profile", "--lsm-mount-context")
+"""Options of ``restore`` that are criu's: labels other than those of the checkpoint."""

@@ -443,10 +443,10 @@ def command_resume(context: Context, arguments: list[str]) -> int:
 
 def command_update(context: Context, arguments: list[str]) -> int:
     """Change a container's limits."""
-    from runc_py.update import resources_of, update_parser
+    from runc_py.update import rdt_of, resources_of, update_parser
 
     options = update_parser().parse_args(arguments)
-    context.runtime().update(options.id, resources_of(options))
+    context.runtime().update(options.id, resources_of(options), rdt=rdt_of(options))
     return 0
 
 

@@ -70,7 +70,7 @@ def restore(context: Context, arguments: list[str]) -> int:
     """Make a container of a checkpoint and let it go on."""
     from runc_py import foreground
     from runc_py import spec as specs
-    from runc_py.checkpoint import restore_container
+    from runc_py.checkpoint import LABELS, restore_container
 
     parser = _criu_parser("restore", "restore a container from a checkpoint with criu")
     parser.add_argument("-b", "--bundle", default=".", help="bundle directory (default: the current one)")
@@ -78,10 +78,13 @@ def restore(context: Context, arguments: list[str]) -> int:
     parser.add_argument("--pid-file", default="", help="file to write the process id to")
     parser.add_argument("--no-subreaper", action="store_true", help="accepted for runc's sake")
     parser.add_argument("--no-pivot", action="store_true", help="accepted for runc's sake")
+    for flag in LABELS:
+        parser.add_argument(flag, default="", help="as for criu")
     parser.add_argument("id", metavar="CONTAINER")
     options = parser.parse_args(arguments)
     spec = specs.load_spec(options.bundle)
-    criu = _criu_options(context, options, [])
+    labels = [(flag, getattr(options, flag[2:].replace("-", "_"))) for flag in LABELS]
+    criu = _criu_options(context, options, [word for pair in labels if pair[1] for word in pair])
     launched = restore_container(context.runtime(), options.id, options.bundle, spec, criu)
     if options.pid_file:
         write_pid_file(options.pid_file, launched.pid)

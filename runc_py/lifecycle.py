@@ -238,10 +238,14 @@ def resume_container(runtime: Runtime, container_id: str) -> None:
     cgroups.load(container.cgroup).thaw()
 
 
-def update_container(runtime: Runtime, container_id: str, resources: dict[str, Any]) -> None:
+def update_container(runtime: Runtime, container_id: str, resources: dict[str, Any], rdt: dict[str, Any]) -> None:
     """See ``Runtime.update``."""
     container = state.load(runtime.root, container_id)
     container.require("update")
+    if rdt:
+        from runc_py import resctrl
+
+        resctrl.update_group(rdt, container, container_pids(runtime, container_id))
     cgroups.load(container.cgroup).set(resources)
     linux = container.spec.setdefault("linux", {})
     linux["resources"] = {**(linux.get("resources") or {}), **resources}

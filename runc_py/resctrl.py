@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runc_py.errors import InvalidSpec, RuntimeFailure
+
+if TYPE_CHECKING:
+    from runc_py.state import ContainerState
 
 
 class Group(NamedTuple):
@@ -59,8 +62,6 @@ def planned_group(wanted: Mapping[str, Any], container_id: str, mount_point: str
 def create_group(wanted: Mapping[str, Any], group: Group) -> Group:
     """Make or find the group that ``linux.intelRdt`` asks for and write its schemata."""
     path = group.path
-    lines = [line for line in (wanted.get("l3CacheSchema"), wanted.get("memBwSchema")) if line]
-    lines += wanted.get("schemata") or []
     try:
         os.mkdir(path, 0o755)
         made = True
@@ -70,12 +71,39 @@ def create_group(wanted: Mapping[str, Any], group: Group) -> Group:
         raise RuntimeFailure(f"linux.intelRdt: cannot make {path}: {error.strerror}") from error
     group = Group(path, made)
     try:
-        if lines:
-            _write(f"{path}/schemata", "".join(f"{line}\n" for line in lines))
+        write_schemata(wanted, group)
     except RuntimeFailure:
         group.remove()
         raise
     return group
+
+
+def write_schemata(wanted: Mapping[str, Any], group: Group) -> None:
+    """What the group may use; lines that are not given stay."""
+    lines = [line for line in (wanted.get("l3CacheSchema"), wanted.get("memBwSchema")) if line]
+    lines += wanted.get("schemata") or []
+    if lines:
+        _write(f"{group.path}/schemata", "".join(f"{line}\n" for line in lines))
+
+
+def update_group(wanted: Mapping[str, Any], container: ContainerState, pids: list[int], mount_point: str = "") -> None:
+    """Change a running container's group; one that has none gets its own, with all its processes in it."""
+    check_intel_rdt(wanted)
+    if container.resctrl:
+        write_schemata(wanted, Group(*container.resctrl))
+        return
+    planned = planned_group({}, container.id, mount_point)
+    container.resctrl = list(planned)
+    container.save()
+    try:
+        group = create_group(wanted, planned)
+        for pid in pids:
+            group.enter(pid)
+    except RuntimeFailure:
+        planned.remove()
+        container.resctrl = None
+        container.save()
+        raise
 
 
 def find_mount() -> str:

@@ -170,11 +170,11 @@ class Runtime:
 
         resume_container(self, container_id)
 
-    def update(self, container_id: str, resources: dict[str, Any]) -> None:
-        """Apply ``resources`` (the spec's ``linux.resources`` object); what is absent stays as it is."""
+    def update(self, container_id: str, resources: dict[str, Any], *, rdt: dict[str, Any] | None = None) -> None:
+        """Apply ``resources`` (the spec's ``linux.resources``) and ``rdt`` (its ``linux.intelRdt``); the rest stays."""
         from runc_py.lifecycle import update_container
 
-        update_container(self, container_id, resources)
+        update_container(self, container_id, resources, rdt or {})
 
     def stats(self, container_id: str) -> dict[str, Any]:
         """Usage of the container's cgroup (see ``runc_py.cgroups``)."""

@@ -37,6 +37,8 @@ def update_parser() -> argparse.ArgumentParser:
         parser.add_argument(option, dest=f"{section}.{key}", type=parse_size if size else int, default=None)
     parser.add_argument("--cpuset-cpus", dest="cpu.cpus", default=None)
     parser.add_argument("--cpuset-mems", dest="cpu.mems", default=None)
+    parser.add_argument("--l3-cache-schema", default="", help="line of a resctrl schemata file, such as L3:0=f")
+    parser.add_argument("--mem-bw-schema", default="", help="the same for memory bandwidth, such as MB:0=20")
     parser.add_argument("id", metavar="CONTAINER")
     return parser
 
@@ -48,6 +50,12 @@ def parse_size(text: str) -> int:
         return int(digits) * _SIZES.get(unit, 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f'"{text}" is not a size such as 64m') from None
+
+
+def rdt_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The ``linux.intelRdt`` object of the options; empty when they say nothing."""
+    said = {"l3CacheSchema": options.l3_cache_schema, "memBwSchema": options.mem_bw_schema}
+    return {key: value for key, value in said.items() if value}
 
 
 def resources_of(options: argparse.Namespace) -> dict[str, Any]:
