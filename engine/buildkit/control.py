@@ -9,7 +9,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from engine.backend import END_OF_STREAM
+import grpc.aio
+
 from engine.build.cache import Prune
 from engine.build.options import BuildOptions
 from engine.build.service import BuildService
@@ -27,6 +28,7 @@ from oci.version import __version__
 from protos.buildkit import control_pb2, control_pb2_grpc, ops_pb2, worker_pb2
 
 WORKER = "gantry"
+END_OF_STREAM: Any = vars(grpc.aio)["EOF"]  # the stubs' types leave it out
 HEADER = "x-docker-expose-session-"
 PRUNE_FILTERS = ("id", "until", "type")
 
