@@ -1,5 +1,8 @@
 """Memory of idle containers' shims, ours beside containerd's own, and containers per second, under one supervisor.
 
+The same client then starts and stops containers at containerd-py with our shim and at the real containerd with its own,
+each in a host of its own, in turn.
+
 Run as root: ``python -m tests.bench.bench_supervisor [CONTAINERS]``. Exits 1 when a shim of ours takes more
 than the product promises: 1.5 MB of PSS, 2 MB of USS (private pages), medians over all shims, from ``smaps_rollup``.
 Idle daemons are measured each in a host of its own, with no container.
@@ -7,23 +10,26 @@ Idle daemons are measured each in a host of its own, with no container.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.peers import Peer, dockerd, gantry
+from tests.bench.peers import Peer, dockerd, gantry, mount_tmpfs
 from tests.bench.results import Figure, Result, emit, figure
 from tests.integration.tasks.supervisor import OWN_RUNTIME, Supervisor, supervisor
+from tests.support.host import PrivateHost
 from tests.support.images import busybox_rootfs
 
 PSS_LIMIT, USS_LIMIT = 1.5e6, 2e6
 GO_RUNTIME = "io.containerd.runc.v2"
 AT_ONCE = 8
 IDLE_SECONDS = 3.0
+ROUNDS = 3
 DAEMONS = {"gantry": ("engine.main", "containerd_py.main"), "docker.io": ("dockerd --host", "containerd --config")}
 """What of an engine's processes is its daemons: a part of their command lines."""
 
@@ -105,6 +111,64 @@ def lives(daemon: Supervisor, count: int) -> tuple[Figure, Figure]:
     return pss[0], uss[0]
 
 
+class Ours(Supervisor):
+    """containerd-py as it is started in earnest: without the debug messages that tests want."""
+
+    name, runtime = "gantry", OWN_RUNTIME
+
+    def command(self, *arguments: str) -> list[str]:
+        return [word for word in super().command(*arguments) if word not in ("--log-level", "debug")]
+
+
+class Theirs(Supervisor):
+    """The real containerd, spoken to by the same client."""
+
+    name, runtime = "containerd", GO_RUNTIME
+
+    def command(self, *arguments: str) -> list[str]:
+        config = self.host.base / "containerd.toml"
+        config.write_text(
+            f'version = 2\nroot = "{self.root}"\nstate = "{self.state}"\n'
+            f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{self.address}"\n'
+        )
+        return ["containerd", "-c", str(config)]
+
+    def daemon_pid(self) -> int:
+        return self.host.pids_of("containerd -c")[0]
+
+
+@contextlib.contextmanager
+def running(kind: type[Ours] | type[Theirs]) -> Iterator[Ours | Theirs]:
+    """A daemon in a host of its own."""
+    with PrivateHost() as host:
+        mount_tmpfs(host, "/run")  # where the Go shims listen, whatever the daemon's own directories are
+        daemon = kind(host, busybox_rootfs())
+        daemon.start()
+        try:
+            yield daemon
+        finally:
+            daemon.kill()
+
+
+def beside_containerd(count: int) -> None:
+    """Containers a second: both daemons with their own shims, in turn."""
+    rates: dict[str, dict[str, list[float]]] = {"started": {}, "stopped": {}}
+    with running(Ours) as ours, running(Theirs) as theirs:
+        for round in range(ROUNDS + 1):
+            for daemon in (ours, theirs):
+                prefix = f"r{round}-"
+                up = count / run(daemon, prefix, count, daemon.runtime)
+                down = count / stop(daemon, prefix, count)
+                if round:  # the first one warms up
+                    rates["started"].setdefault(daemon.name, []).append(up)
+                    rates["stopped"].setdefault(daemon.name, []).append(down)
+    for key, found in rates.items():
+        figures = tuple(figure(name, values) for name, values in found.items())
+        title = f"{count} containers {key}, {AT_ONCE} at a time, at containerd-py and at containerd"
+        result = Result(f"supervisor-{key}", title, "containers/s", figures, {"containerd": 1.0}, higher_is_better=True)
+        emit(result)
+
+
 def daemons() -> None:
     """Resident memory of both engines' daemons without containers."""
     with gantry() as ours, dockerd() as theirs:
@@ -134,6 +198,8 @@ def main() -> int:
         daemon.host.check("mount", "-t", "tmpfs", "tmpfs", "/run/containerd")
         pss, uss = lives(daemon, count)
         daemon.host.check("umount", "/run/containerd")
+    if shutil.which("containerd"):
+        beside_containerd(count)
     daemons()
     return 1 if pss.median * 1e6 > PSS_LIMIT or uss.median * 1e6 > USS_LIMIT else 0
 
