@@ -26,12 +26,8 @@ from shim.config import ShimConfig
 
 _KNOWN_ORPHANS = 4096
 _WARM = (
-    "runc_py.create",
-    "runc_py.execute",
-    "runc_py.init",
-    "runc_py.lifecycle",
-    "runc_py.seccomp",
     "runc_py.update",
+    "runc_py.warm",
     "shim.commandline",
     "shim.main",
     "shim.restore",

@@ -13,13 +13,10 @@ import sys
 
 from runc_py.runtime import Runtime
 
-WARM = ("create", "execute", "init", "lifecycle", "seccomp", "cgroups.layout", "cgroups.v1", "cgroups.v2")
-
 
 def serve(root: str, bundle: str) -> None:
     """Answer until the end of the input."""
-    for name in WARM:
-        importlib.import_module(f"runc_py.{name}")
+    importlib.import_module("runc_py.warm")
     runtime = Runtime(root)
     gc.collect()
     gc.freeze()

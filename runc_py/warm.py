@@ -1,0 +1,23 @@
+"""What a process imports once, so that those it forks make, enter and end containers without importing anything.
+
+Rule: the way of a container on this host, and no more: the cgroup version that rules here, not the other.
+"""
+
+from __future__ import annotations
+
+from runc_py import create, execute, init, lifecycle, seccomp, sockets
+from runc_py.cgroups import CgroupError, layout
+
+__all__ = ["create", "execute", "init", "layout", "lifecycle", "seccomp", "sockets"]
+
+try:
+    if layout.current().unified:
+        from runc_py.cgroups import v2, v2_limits
+
+        __all__ += ["v2", "v2_limits"]
+    else:
+        from runc_py.cgroups import v1, v1_limits
+
+        __all__ += ["v1", "v1_limits"]
+except CgroupError:
+    pass  # a host without cgroups: containers say so when they need one
