@@ -28,6 +28,7 @@ KINDS = {
     tar.FIFO: stat.S_IFIFO,
 }  # fmt: skip
 PIECE = 1 << 20
+SMALL = 200
 IGNORE_FILE = ".dockerignore"
 _FROM_ELSEWHERE = re.compile(r"\.dockerfile\.[0-9a-f]{20}")
 ROOT = Node(stat.S_IFDIR | 0o755)
@@ -55,6 +56,11 @@ class Context:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    @property
+    def is_small(self) -> bool:
+        """Whether going through the index takes less time than asking another thread to do it."""
+        return len(self._nodes) <= SMALL
 
     async def prepare(self, sources: Iterable[str]) -> None:
         """Called before ``sources`` (patterns of COPY) are looked at; everything is here already."""

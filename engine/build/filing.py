@@ -74,7 +74,10 @@ class Filer:
         else:
             await self._solver.context.prepare(sources)
             everything = Request("/x/", tuple(sources), tuple(_inline(step, state)), owner=None)
-            content = await asyncio.to_thread(_content, everything, self._solver.context)
+            if self._solver.context.is_small:
+                content = _content(everything, self._solver.context)
+            else:
+                content = await asyncio.to_thread(_content, everything, self._solver.context)
         options = (step.target, step.chown, step.chmod, *step.exclude)
         return key_of(
             "shortcut", chain.id, content, sources, [state.expand(text, step.source) for text in options],

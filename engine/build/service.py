@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -20,7 +21,7 @@ import msgspec
 import structlog
 
 from engine.build import checks, inline, squash
-from engine.build.cache import BuildCache, Entry, Prune
+from engine.build.cache import BuildCache, Entry, Prune, key_of
 from engine.build.client import Client, Given
 from engine.build.context import Context
 from engine.build.dockerfile.errors import DockerfileError, Warning, excerpt
@@ -41,10 +42,14 @@ from engine.spec.rootfs import layers_of
 from engine.store import Store
 from oci.errors import GantryError, InvalidArgument, Unimplemented
 from oci.hostpaths import HostPaths
+from oci.image import Descriptor
 
 log = structlog.get_logger()
 
 MAX_DOCKERFILE = 8 << 20
+MAX_EXPORTED = 1024
+"""Images of builds that are remembered, to be found again without a write."""
+
 AUTOMATIC = frozenset({"SOURCE_DATE_EPOCH", inline.ARGUMENT, checks.ARGUMENT, *PROXY_ARGS})
 """Build arguments that need no ARG."""
 
@@ -56,6 +61,7 @@ class BuildService:
         self._images = images
         self._paths = paths
         self.cache = BuildCache(store, images.containerd)
+        self._exported: OrderedDict[str, Descriptor] = OrderedDict()
         self.caches = CacheDirectories(f"{paths.data_root}/buildcache")
         self._workshop = Workshop(images.containerd, images.assembler, images.unpacker, self.cache)
         self._runner = Runner(containers, images.containerd, images.committer, self._workshop, self.cache)
@@ -236,14 +242,38 @@ class BuildService:
         blobs = tuple(layer.blob for layer in built.chain.layers)
         config = configuration(built, options)
         first = options.tags[0] if options.tags else None
-        async with images.containerd.leased() as metadata:
-            decoded = await images.assembler.finish(config, blobs, metadata, first, parent=built.parent)
-            for tag in options.tags[1:]:
-                await images.names.assign(tag, decoded.target)
+        key = key_of(msgspec.json.encode(config).decode(), built.parent, [blob.digest for blob in blobs])
+        decoded = await self._exported_before(key, options)
+        if decoded is None:
+            async with images.containerd.leased() as metadata:
+                decoded = await images.assembler.finish(config, blobs, metadata, first, parent=built.parent)
+                for tag in options.tags[1:]:
+                    await images.names.assign(tag, decoded.target)
+            self._exported[key] = decoded.target
+            if len(self._exported) > MAX_EXPORTED:
+                self._exported.popitem(last=False)
         images.changed()
         for tag in options.tags:
             images.tell(await images.catalog.find(decoded.id), "tag", tag.familiar)
         return decoded
+
+    async def _exported_before(self, key: str, options: BuildOptions) -> Decoded | None:
+        """The image that an earlier build made of the same parts, under the names asked for, if it is still here."""
+        target, images = self._exported.get(key), self._images
+        if target is None:
+            return None
+        try:
+            decoded = await images.catalog.decode(target)
+        except GantryError:
+            return None
+        if not options.tags:
+            return decoded if await images.names.any_of(decoded.id) else None
+        for tag in options.tags:
+            before = await images.names.current(tag)
+            if before is None or before.target.digest != target.digest:
+                await images.names.assign(tag, target)
+        # It has a name now: what is here is not collected any more.
+        return decoded if await images.containerd.has(target.digest) else None
 
     async def _squashed(self, built: Built, options: BuildOptions) -> Built:
         """``built`` with one layer on its base. Raises ``Unimplemented`` where layers are no directories."""
