@@ -9,35 +9,48 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import sys
 from collections.abc import Iterator
-from typing import Any, TypeVar, cast
-
-import grpc.aio
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from engine.calls import Calls, Channel
+from engine.stubs import LazyChannel, Metadata, Stub
 from oci import errors
 from oci.hostpaths import ENGINE_NAMESPACE
 from protos.containerd import (
-    containers_pb2_grpc,
-    content_pb2_grpc,
-    diff_pb2_grpc,
-    events_pb2_grpc,
-    images_pb2_grpc,
-    introspection_pb2_grpc,
-    leases_pb2_grpc,
-    namespaces_pb2_grpc,
-    snapshots_pb2_grpc,
-    streaming_pb2_grpc,
-    tasks_pb2_grpc,
-    transfer_pb2_grpc,
-    version_pb2_grpc,
+    containers_pb2,
+    content_pb2,
+    diff_pb2,
+    events_pb2,
+    images_pb2,
+    introspection_pb2,
+    leases_pb2,
+    namespaces_pb2,
+    snapshots_pb2,
+    streaming_pb2,
+    tasks_pb2,
+    transfer_pb2,
+    version_pb2,
 )
 from protos.ttrpc import LATER
 
-S = TypeVar("S")
-
-END_OF_STREAM: Any = vars(grpc.aio)["EOF"]  # the stubs' types leave it out
-"""What ``read`` of a stream gives behind the last message."""
+if TYPE_CHECKING:
+    from protos.containerd import (
+        containers_pb2_grpc,
+        content_pb2_grpc,
+        diff_pb2_grpc,
+        events_pb2_grpc,
+        images_pb2_grpc,
+        introspection_pb2_grpc,
+        leases_pb2_grpc,
+        namespaces_pb2_grpc,
+        snapshots_pb2_grpc,
+        streaming_pb2_grpc,
+        tasks_pb2_grpc,
+        transfer_pb2_grpc,
+        version_pb2_grpc,
+    )
 
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
@@ -53,8 +66,17 @@ def translated() -> Iterator[None]:
     """Raise ``oci.errors`` in place of gRPC errors. Wrap every call (and every stream's iteration) in it."""
     try:
         yield
-    except grpc.aio.AioRpcError as error:
+    except Exception as error:
+        grpc = sys.modules.get("grpc.aio")  # not there: no call of its has failed
+        if grpc is None or not isinstance(error, grpc.AioRpcError):
+            raise
         raise errors.from_code(error.code().value[0], error.details() or str(error.code())) from error
+
+
+def ends_stream(message: Any) -> bool:
+    """Whether what ``read`` of a stream gave stands behind the last message."""
+    grpc = sys.modules["grpc.aio"]
+    return message is grpc.EOF  # the stubs' types leave it out
 
 
 class Backend:
@@ -68,27 +90,21 @@ class Backend:
         self.later = (*self.metadata, LATER)
         """The ``metadata=`` of a call that need not wait for the disk: the engine can tell it anew."""
         self._calls = Calls(f"{self.address}.ttrpc")
-        self._channel = grpc.aio.insecure_channel(f"unix:{self.address}", options=OPTIONS)
-        channel = cast(grpc.aio.Channel, Channel(self._channel, self._calls))
-        self.version = self._bind(version_pb2_grpc.VersionStub(channel))
-        self.introspection = self._bind(introspection_pb2_grpc.IntrospectionStub(channel))
-        self.namespaces = self._bind(namespaces_pb2_grpc.NamespacesStub(channel))
-        self.content = self._bind(content_pb2_grpc.ContentStub(channel))
-        self.images = self._bind(images_pb2_grpc.ImagesStub(channel))
-        self.snapshots = self._bind(snapshots_pb2_grpc.SnapshotsStub(channel))
-        self.diff = self._bind(diff_pb2_grpc.DiffStub(channel))
-        self.containers = self._bind(containers_pb2_grpc.ContainersStub(channel))
-        self.tasks = self._bind(tasks_pb2_grpc.TasksStub(channel))
-        self.events = self._bind(events_pb2_grpc.EventsStub(channel))
-        self.leases = self._bind(leases_pb2_grpc.LeasesStub(channel))
-        self.transfer = self._bind(transfer_pb2_grpc.TransferStub(channel))
-        self.streaming = self._bind(streaming_pb2_grpc.StreamingStub(channel))
-
-    def _bind(self, stub: S) -> S:
-        """``stub`` with our metadata as every method's default; a caller's own ``metadata=`` replaces it."""
-        for name, method in vars(stub).items():
-            setattr(stub, name, functools.partial(method, metadata=self.metadata))
-        return stub
+        self._channel = LazyChannel(f"unix:{self.address}", OPTIONS)
+        make = functools.partial(_stub, Channel(self._channel, self._calls), self.metadata)
+        self.version: version_pb2_grpc.VersionAsyncStub = make(version_pb2, "Version")
+        self.introspection: introspection_pb2_grpc.IntrospectionAsyncStub = make(introspection_pb2, "Introspection")
+        self.namespaces: namespaces_pb2_grpc.NamespacesAsyncStub = make(namespaces_pb2, "Namespaces")
+        self.content: content_pb2_grpc.ContentAsyncStub = make(content_pb2, "Content")
+        self.images: images_pb2_grpc.ImagesAsyncStub = make(images_pb2, "Images")
+        self.snapshots: snapshots_pb2_grpc.SnapshotsAsyncStub = make(snapshots_pb2, "Snapshots")
+        self.diff: diff_pb2_grpc.DiffAsyncStub = make(diff_pb2, "Diff")
+        self.containers: containers_pb2_grpc.ContainersAsyncStub = make(containers_pb2, "Containers")
+        self.tasks: tasks_pb2_grpc.TasksAsyncStub = make(tasks_pb2, "Tasks")
+        self.events: events_pb2_grpc.EventsAsyncStub = make(events_pb2, "Events")
+        self.leases: leases_pb2_grpc.LeasesAsyncStub = make(leases_pb2, "Leases")
+        self.transfer: transfer_pb2_grpc.TransferAsyncStub = make(transfer_pb2, "Transfer")
+        self.streaming: streaming_pb2_grpc.StreamingAsyncStub = make(streaming_pb2, "Streaming")
 
     def with_lease(self, lease: str) -> tuple[tuple[str, str], ...]:
         """The ``metadata=`` of a call whose results ``lease`` shall keep."""
@@ -97,7 +113,10 @@ class Backend:
     async def ready(self, seconds: float) -> None:
         """Wait until the supervisor answers; raises ``Unavailable`` naming the socket."""
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._calls.probe()
+                if not self._calls.usable:
+                    await self._channel.open().channel_ready()
         except TimeoutError:
             raise errors.Unavailable(
                 f"containerd at {self.address} did not answer within {seconds:g} s",
@@ -107,4 +126,8 @@ class Backend:
 
     async def close(self) -> None:
         self._calls.close()
-        await self._channel.close(None)
+        await self._channel.close()
+
+
+def _stub(channel: Channel, metadata: Metadata, module: ModuleType, service: str) -> Any:
+    return Stub(module.DESCRIPTOR.services_by_name[service], channel, metadata)

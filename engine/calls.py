@@ -2,7 +2,7 @@
 
 Rule: a call here means and raises what the same call over gRPC does, at a tenth of the cost. Which calls go this way is
 ``Channel``'s decision, one by one: none before ``probe`` has found a supervisor that takes them, no streams of
-requests, no lists without a bound, no message that ttrpc cannot carry.
+requests, no streams of answers without a bound (ttrpc has no windows), no message that ttrpc cannot carry.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ RETRY_SECONDS = 0.02
 """Between the tries of a call that waits for the supervisor to come back."""
 
 LONGEST_REQUEST = 3 << 20
-UNBOUNDED = frozenset({"List", "Metrics", "ListResources"})
-"""Unary methods whose answers may be longer than ttrpc carries."""
-
-STREAMS = frozenset({"/containerd.services.events.v1.Events/Subscribe"})
+LONGEST_READ = 1 << 20
+EVENTS = "/containerd.services.events.v1.Events/Subscribe"
+READ = "/containerd.services.content.v1.Content/Read"
 VERSION = "/containerd.services.version.v1.Version/Version"
 
 Metadata = Sequence[tuple[str, str]]
+Options = tuple[Metadata, float | None, bool]
+"""Metadata, seconds, whether to wait for the supervisor."""
+
 Messages = AsyncGenerator[bytes | None, None]
 
 
@@ -205,11 +207,15 @@ class Stream:
     async def initial_metadata(self) -> None:
         """Return when the supervisor has taken the request."""
         if self._first is None:
-            self._first = asyncio.ensure_future(anext(self._answers))
+            self._first = asyncio.ensure_future(anext(self._answers, None))
         await asyncio.shield(self._first)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         await self.initial_metadata()
+        assert self._first is not None
+        first = self._first.result()  # a message where the service says nothing before its first one
+        if first is not None:
+            yield self._decode(first)
         async for answer in self._answers:
             if answer is not None:
                 yield self._decode(answer)
@@ -237,12 +243,16 @@ class Unary:
         if self._calls.usable:
             payload = self._encode(request)
             if len(payload) <= LONGEST_REQUEST:
-                return self._short(payload, metadata, timeout, wait_for_ready)
+                return self._short(request, payload, (metadata, timeout, wait_for_ready))
         answer: Awaitable[Any] = self._grpc(request, metadata=metadata, timeout=timeout, wait_for_ready=wait_for_ready)
         return answer
 
-    async def _short(self, payload: bytes, metadata: Metadata, seconds: float | None, wait: bool) -> Any:
-        return self._decode(await self._calls.unary(self._path, payload, metadata, seconds, wait))
+    async def _short(self, request: Any, payload: bytes, options: Options) -> Any:
+        metadata, seconds, wait = options
+        try:
+            return self._decode(await self._calls.unary(self._path, payload, metadata, seconds, wait))
+        except errors.ResourceExhausted:  # a list that is longer than ttrpc carries
+            return await self._grpc(request, metadata=metadata, timeout=seconds, wait_for_ready=wait)
 
 
 class Channel:
@@ -254,18 +264,16 @@ class Channel:
 
     def unary_unary(self, path: str, **options: Any) -> Any:
         method = self._channel.unary_unary(path, **options)
-        if path.rpartition("/")[2] in UNBOUNDED:
-            return method
         return Unary(self._calls, path, options["request_serializer"], options["response_deserializer"], method)
 
     def unary_stream(self, path: str, **options: Any) -> Any:
         method = self._channel.unary_stream(path, **options)
-        if path not in STREAMS:
+        if path not in (EVENTS, READ):
             return method
         calls, encode, decode = self._calls, options["request_serializer"], options["response_deserializer"]
 
         def start(request: Any, *, metadata: Metadata = (), wait_for_ready: bool = False) -> Any:
-            if not calls.usable:
+            if not calls.usable or (path == READ and not 0 < request.size <= LONGEST_READ):
                 return method(request, metadata=metadata, wait_for_ready=wait_for_ready)
             return Stream(calls.stream(path, encode(request), metadata, wait_for_ready), decode)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-from engine.backend import END_OF_STREAM, Backend, translated
+from engine.backend import Backend, ends_stream, translated
 from engine.images.records import Record
 from oci.errors import AlreadyExists, NotFound
 from oci.hostpaths import SNAPSHOTTER
@@ -98,12 +98,16 @@ class Containerd:
 
     async def read(self, digest: str) -> bytes:
         """The whole of a small blob. Raises ``NotFound``."""
-        return b"".join([piece async for piece in self.stream(digest)])
+        blob = b"".join([piece async for piece in self.stream(digest, size=PIECE)])
+        if len(blob) == PIECE:
+            blob += b"".join([piece async for piece in self.stream(digest, offset=PIECE)])
+        return blob
 
-    async def stream(self, digest: str) -> AsyncIterator[bytes]:
-        """A blob piece by piece. Raises ``NotFound``."""
+    async def stream(self, digest: str, *, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
+        """A blob piece by piece, from ``offset``, to its end or ``size`` bytes. Raises ``NotFound``, ``OutOfRange``."""
+        request = content_pb2.ReadContentRequest(digest=digest, offset=offset, size=size)
         with translated():
-            async for answer in self.backend.content.Read(content_pb2.ReadContentRequest(digest=digest)):
+            async for answer in self.backend.content.Read(request):
                 yield answer.data
 
     async def labels(self, digest: str) -> dict[str, str]:
@@ -171,7 +175,7 @@ class Containerd:
                 await call.write(request)
                 await call.read()
             await call.done_writing()
-            while await call.read() is not END_OF_STREAM:
+            while not ends_stream(await call.read()):
                 pass
         finally:
             call.cancel()

@@ -16,7 +16,7 @@ from typing import Any, Self
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
 
-from engine.backend import END_OF_STREAM, Backend, translated
+from engine.backend import Backend, ends_stream, translated
 from oci.errors import GantryError
 from protos.containerd import streaming_pb2, transfer_types_pb2
 
@@ -67,7 +67,7 @@ class Stream:
         """The next message; None at the end."""
         with translated():
             message = await self._call.read()
-        return None if message == END_OF_STREAM else message
+        return None if ends_stream(message) else message
 
     async def progress(self) -> AsyncGenerator[transfer_types_pb2.Progress, None]:
         """The progress events until the daemon ends the stream."""
