@@ -100,7 +100,8 @@ def is_ours(image: str) -> bool:
 
 
 def _prefixed(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:
-    return {name.removeprefix(prefix): value for name, value in attributes.items() if name.startswith(prefix)}
+    # Maps of messages come in any order: equal requests shall make equal images.
+    return {name.removeprefix(prefix): attributes[name] for name in sorted(attributes) if name.startswith(prefix)}
 
 
 def _refuse(attributes: Mapping[str, str]) -> None:

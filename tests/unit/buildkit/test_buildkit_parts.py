@@ -60,6 +60,11 @@ def test_attributes_become_options() -> None:
     )
 
 
+def test_equal_requests_are_equal_in_any_order() -> None:
+    there, back = request(label__a="1", label__b="2"), request(label__b="2", label__a="1")
+    assert list(there.options.labels.items()) == list(back.options.labels.items())
+
+
 def test_stages_without_cache_and_contexts_from_elsewhere() -> None:
     options = request(no_cache="one,two").options
     assert not options.no_cache and options.no_cache_stages == ("one", "two")
