@@ -62,11 +62,15 @@ class Window(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Bytes of ``stream`` as they came, written at ``time_ns``."""
+    """Bytes of ``stream`` as they came, written at ``time_ns``.
+
+    After a ``gap`` what came before does not go on here: the log was cut while it was read. It has no data of its own.
+    """
 
     time_ns: int
     stream: int
     data: bytes
+    gap: bool = False
 
 
 class Line(NamedTuple):
@@ -199,6 +203,11 @@ class RawLog:
             data = self.pread(span.stream, at, min(span.end - at, _READ_SIZE))
             if not data:
                 return
+            # A hole reads as zeros, and the window was in place before it was made.
+            if b"\0" in data and (first := self.window()[span.stream]) > at:
+                at = min(first, span.end)
+                yield Chunk(span.time_ns, span.stream, b"", gap=True)
+                continue
             at += len(data)
             yield Chunk(span.time_ns, span.stream, data)
 
@@ -238,7 +247,15 @@ class Cursor:
         """
         self._keep_inside()
         while records := self.log.records(self.next_record, _INDEX_BATCH):
+            if not records[0].stream:  # a hole: the log was cut while it was read
+                number = self.next_record
+                self._keep_inside()
+                if self.next_record == number:
+                    return
+                continue
             for record in records:
+                if not record.stream:
+                    break
                 self.next_record += 1
                 span = self._advance(record.time_ns, record.stream, record.end)
                 if span is not None:
@@ -292,6 +309,7 @@ class LineReader:
             self._cursor = self._at_line_starts(log.first_record_since(since_ns))
         else:
             self._cursor = Cursor(log)
+        self._reached = {STDOUT: self._cursor.stdout, STDERR: self._cursor.stderr}
 
     def lines(self, *, final: bool = False) -> Iterator[Line]:
         """The lines not given before; ends at the present end of the log, or behind ``until_ns``."""
@@ -311,7 +329,13 @@ class LineReader:
 
     def _lines_of(self, span: Span) -> Iterator[Line]:
         self._times[span.stream] = span.time_ns
+        if span.start != self._reached[span.stream]:
+            self._open_lines[span.stream] = b""  # the rest of that line was cut off
+        self._reached[span.stream] = span.end
         for chunk in self._log.read_span(span):
+            if chunk.gap:
+                self._open_lines[span.stream] = b""
+                continue
             *whole, rest = (self._open_lines[span.stream] + chunk.data).split(b"\n")
             pieces = [Line(span.time_ns, span.stream, piece + b"\n", True) for piece in whole]
             while len(rest) >= MAX_LINE:
@@ -378,7 +402,8 @@ class LineReader:
             if span.stream in self._streams:
                 for chunk in self._log.read_span(span):
                     count += chunk.data.count(b"\n")
-                    is_open[span.stream] = not chunk.data.endswith(b"\n")
+                    if chunk.data:
+                        is_open[span.stream] = not chunk.data.endswith(b"\n")
         return count + (sum(is_open.values()) if final else 0)
 
     def _count_newlines(self, stream: int, begin: int, end: int) -> int:

@@ -186,7 +186,7 @@ class Relay:
         cursor = rawlog.Cursor(self._log, *self._offsets)
         for span in cursor.spans(final=True):
             for chunk in self._log.read_span(span):
-                if wanted[chunk.stream]:
+                if chunk.data and wanted[chunk.stream]:
                     header = b"" if self._raw else attach.frame_header(chunk.stream, len(chunk.data))
                     await client.write(header + chunk.data)
 

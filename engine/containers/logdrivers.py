@@ -9,8 +9,10 @@ the raw log is it.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import re
+import shutil
 import socket
 import threading
 import time
@@ -40,7 +42,11 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "none": (),
     "syslog": ("syslog-address", "syslog-facility", "syslog-format", *_COMMON),
     "journald": _COMMON,
-    "fluentd": ("fluentd-address", "fluentd-async", "fluentd-sub-second-precision", *_COMMON),
+    # The raw log is the buffer, and a message is sent until it was taken: Docker's settings for both change nothing.
+    "fluentd": (
+        *("fluentd-address", "fluentd-async", "fluentd-async-connect", "fluentd-sub-second-precision"),
+        *("fluentd-buffer-limit", "fluentd-retry-wait", "fluentd-max-retries", *_COMMON),
+    ),
 }
 _EVERYWHERE = ("mode", "max-buffer-size")
 
@@ -76,8 +82,12 @@ def check_options(driver: str, options: dict[str, str]) -> None:
             raise InvalidArgument(f"unknown log opt '{name}' for {driver} log driver")
     if "max-size" in options:
         parse_size(options["max-size"])
-    if "max-file" in options:
-        _positive(options["max-file"], "max-file")
+    files = _positive(options.get("max-file", "1"), "max-file")
+    for name in ("labels-regex", "env-regex"):
+        _check_pattern(options.get(name, ""), name)
+    packed = _flag(options.get("compress", "false"), "compress") and driver == "json-file"
+    if packed and (files < 2 or "max-size" not in options):
+        raise InvalidArgument("compress cannot be true when max-file is less than 2 or max-size is not set")
 
 
 def parse_size(text: str) -> int:
@@ -94,6 +104,19 @@ def _positive(text: str, name: str) -> int:
     return int(text)
 
 
+def _check_pattern(text: str, name: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise InvalidArgument(f"invalid value for {name}: {text!r}: {error}") from None
+
+
+def _flag(text: str, name: str) -> bool:
+    if text.lower() not in ("true", "t", "1", "false", "f", "0"):
+        raise InvalidArgument(f"invalid value for {name}: {text!r}: true or false is expected")
+    return text.lower() in ("true", "t", "1")
+
+
 def make_driver(machine: Machine, directory: str, size: int) -> Driver | None:
     """The driver of ``machine``; None where the raw log is all there is. ``size`` is what the json file shall have."""
     name, options = machine.doc.host.log_config.type, machine.doc.host.log_config.config or {}
@@ -107,12 +130,16 @@ def make_driver(machine: Machine, directory: str, size: int) -> Driver | None:
 
 
 class JsonFile:
-    """Docker's json file, rotated as ``max-size`` and ``max-file`` say (``…log.1`` is the newest old one)."""
+    """Docker's json file, rotated as ``max-size`` and ``max-file`` say.
+
+    ``…log.1`` is the newest old one; with ``compress`` old ones are gzipped and called ``…log.1.gz``.
+    """
 
     def __init__(self, path: str, size: int, options: dict[str, str], extra: dict[str, str]) -> None:
         self._path = path
         self._limit = parse_size(options["max-size"]) if "max-size" in options else 0
         self._files = int(options.get("max-file", "1"))
+        self._compress = _flag(options.get("compress", "false"), "compress")
         self._extra = b',"attrs":' + msgspec.json.encode(extra) if extra else b""
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
         self._size = min(size, os.fstat(self._fd).st_size)
@@ -148,15 +175,28 @@ class JsonFile:
 
     def _rotate(self) -> None:
         for number in range(self._files - 1, 0, -1):
-            older = f"{self._path}.{number - 1}" if number > 1 else self._path
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(older, f"{self._path}.{number}")
+            # One that could not be packed before the engine died goes on as it is.
+            for end in ("", ".gz") if number > 1 else ("",):
+                older = f"{self._path}.{number - 1}{end}" if number > 1 else self._path
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(older, f"{self._path}.{number}{end}")
+        if self._compress and self._files > 1:
+            _pack(f"{self._path}.1")
         os.close(self._fd)
         self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
         self._size = 0
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _pack(path: str) -> None:
+    """Put ``path.gz`` in the place of ``path``."""
+    temporary = f"{path}.gz.part"
+    with open(path, "rb") as source, gzip.open(temporary, "wb", 6) as packed:
+        shutil.copyfileobj(source, packed, 1 << 18)
+    os.replace(temporary, f"{path}.gz")
+    os.unlink(path)
 
 
 class _Wire:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import quote_plus
@@ -23,6 +24,10 @@ from protos.attach import frame_header
 from protos.rawlog import INDEX_NAME, Line, LineReader, RawLog
 
 BATCH = 256 << 10
+NOTHING = "(?!)"
+"""A pattern that nothing matches."""
+
+_FIELD = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 RECHECK_SECONDS = 5.0
 """How often a follower looks even without a notice: the kernel's notices do not cover every file system."""
 
@@ -143,15 +148,15 @@ class Encoder:
 
 
 def attributes(machine: Machine) -> dict[str, str]:
-    """What ``--log-opt labels=`` and ``env=`` add to every line (Docker's "details")."""
+    """What ``--log-opt labels=``, ``env=`` and their ``-regex`` forms add to every line (Docker's "details")."""
     options = machine.doc.host.log_config.config or {}
     labels = machine.doc.config.labels or {}
     env = dict(entry.partition("=")[::2] for entry in machine.doc.config.env or ())
     found: dict[str, str] = {}
     for option, source in (("labels", labels), ("env", env)):
-        for name in filter(None, options.get(option, "").split(",")):
-            if name in source:
-                found[name] = source[name]
+        names = options.get(option, "").split(",")
+        pattern = re.compile(options.get(f"{option}-regex") or NOTHING)
+        found |= {name: value for name, value in source.items() if name in names or pattern.search(name)}
     if options.get("tag"):
         found["tag"] = expand_tag(options["tag"], machine)
     return found
@@ -168,10 +173,9 @@ def expand_tag(template: str, machine: Machine) -> str:
         "ImageFullID": doc.image_id,
         "ImageName": doc.config.image,
         "DaemonName": "docker",
+        "Command": " ".join((doc.path, *doc.args)),
     }
-    for name, value in values.items():
-        template = template.replace("{{." + name + "}}", value)
-    return template
+    return _FIELD.sub(lambda field: values.get(field[1], field[0]), template)
 
 
 def details_text(machine: Machine) -> str:

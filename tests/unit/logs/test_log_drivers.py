@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from engine.containers.config import ContainerConfig, HostConfig, LogConfig
 from engine.containers.logdrivers import Feed, check_options, journal_field, parse_size, read_place
+from engine.containers.logs import details_text
 from engine.containers.machine import Machine
 from engine.containers.model import Container
 from engine.store import Store
@@ -85,6 +87,42 @@ def test_json_file_rotates(tmp_path: Path) -> None:
     assert int(older[-1].split()[1]) + 1 == int(newest.split()[1])
 
 
+def test_old_json_files_are_packed(tmp_path: Path) -> None:
+    box = Box(tmp_path, "json-file", max_size="1k", max_file="3", compress="true")
+    for number in range(100):
+        box.write(b"line %03d\n" % number)
+    box.feed()
+    names = [f"{box.machine.id}-json.log{end}" for end in ("", ".1.gz", ".2.gz")]
+    assert sorted(f for f in os.listdir(box.directory) if "json.log" in f) == names
+    packed = [gzip.decompress(Path(f"{box.json}.{number}.gz").read_bytes()) for number in (2, 1)]
+    older = [json.loads(line) for data in packed for line in data.splitlines()]
+    numbers = [int(entry["log"].split()[1]) for entry in (*older, *box.entries())]
+    assert numbers == list(range(numbers[0], 100))
+
+
+def test_labels_environment_and_tag_go_with_each_line(tmp_path: Path) -> None:
+    options = {
+        "labels": "team,nope",
+        "labels-regex": "^com[.]",
+        "env": "A",
+        "env-regex": "^LC_",
+        "tag": "{{ .Name }}/x",
+    }
+    box = Box(tmp_path, "json-file", **options)
+    doc = box.machine.doc
+    config = msgspec.structs.replace(
+        doc.config,
+        labels={"team": "blue", "com.example": "1", "com": "2", "other": "3"},
+        env=["A=b=c", "LC_ALL=C", "HOME=/"],
+    )
+    box.machine.update(config=config)
+    box.write(b"one\n")
+    box.feed()
+    told = {"team": "blue", "com.example": "1", "A": "b=c", "LC_ALL": "C", "tag": "box/x"}
+    assert box.entries()[0]["attrs"] == told
+    assert details_text(box.machine) == "A=b%3Dc,LC_ALL=C,com.example=1,tag=box%2Fx,team=blue"
+
+
 def test_syslog_waits_for_its_server(tmp_path: Path) -> None:
     path = str(tmp_path / "syslog")
     box = Box(tmp_path, "syslog", syslog_address=f"unixgram://{path}", tag="{{.Name}}", syslog_facility="local1")
@@ -139,6 +177,9 @@ def test_options_are_checked() -> None:
         ("json-file", {"nope": "1"}, "unknown log opt 'nope' for json-file log driver"),
         ("json-file", {"max-size": "x"}, "invalid size: 'x'"),
         ("json-file", {"max-file": "0"}, "invalid value for max-file"),
+        ("json-file", {"compress": "true"}, "compress cannot be true when max-file is less than 2"),
+        ("json-file", {"compress": "maybe"}, "invalid value for compress"),
+        ("syslog", {"env-regex": "("}, "invalid value for env-regex"),
         ("splunk", {}, "no log driver named 'splunk' is registered"),
     ):
         with pytest.raises(InvalidArgument, match=words):

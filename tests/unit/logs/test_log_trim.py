@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
+
+import pytest
 
 from engine.containers.logdrivers import Place
 from engine.containers.logs_trim import trim
@@ -57,3 +60,30 @@ def test_a_trimmed_log_reads_on(tmp_path: Path) -> None:
     again = LogFile(directory)
     assert again.ends == (os.stat(f"{directory}/stdout").st_size, os.stat(f"{directory}/stderr").st_size)
     again.close()
+
+
+@pytest.mark.parametrize("taken", [0, 1, 7, 300])
+@pytest.mark.parametrize("again", [1, 2])
+def test_a_slow_reader_is_overtaken(tmp_path: Path, taken: int, again: int) -> None:
+    """What was cut off meanwhile is not there any more; all that is comes once and whole."""
+    directory = str(tmp_path / "log")
+    log, total = LogFile(directory), 0
+    with RawLog(directory) as raw:
+        reader = LineReader(raw)
+        got: list[bytes] = []
+        for _ in range(again + 1):
+            for _ in range(700):
+                write(log, b"%d " % total + b"x" * 3000)
+                write(log, b" end\nbegin ")
+                total += 1
+            lines = reader.lines()
+            got += [line.data for line in itertools.islice(lines, taken)]
+            assert trim(directory, 400_000, None)
+            got += [line.data for line in lines]
+        first = next(LineReader(raw).lines()).data
+    log.close()
+    numbers = [int(data.removeprefix(b"begin ").split()[0]) for data in got]
+    assert all(data.endswith(b" end\n") and data.count(b"x") == 3000 for data in got)
+    assert numbers == sorted(set(numbers)), "no line twice"
+    kept = int(first.removeprefix(b"begin ").split()[0])
+    assert numbers[-(total - kept) :] == list(range(kept, total)), "nothing that is still there is missing"
