@@ -12,7 +12,7 @@ from tests.chaos.storm import Storm, say, settled
 from tests.chaos.victims import Gantry, victim
 
 SEED = int(os.environ.get("CHAOS_SEED", "20"))
-SECONDS = float(os.environ.get("CHAOS_SECONDS", "15"))
+SECONDS = float(os.environ.get("CHAOS_SECONDS", "12"))
 LIVES = 100_000
 
 
