@@ -20,6 +20,7 @@ from typing import cast
 import grpc
 import structlog
 
+from containerd_py.checkpoints import Checkpoints
 from containerd_py.exchange import LocalExchange
 from containerd_py.interfaces import ContainerStore
 from containerd_py.metrics.rpcs import RPCS
@@ -98,7 +99,8 @@ async def _serve(settings: Settings) -> None:
         close_events = await shim_events.serve(settings.ttrpc_address, exchange, calls)
         stack.callback(close_events)
         manager = await start_tasks(settings, stores.containers, exchange, reaper, stack)
-        tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager), doors)
+        checkpoints = Checkpoints(stores.content, stores.workers, stores.containers, f"{settings.state}/checkpoints")
+        tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager, checkpoints), doors)
         events_pb2_grpc.add_EventsServicer_to_server(EventsService(exchange), doors)
         stores.collector.start()
         await _listen(server, settings)

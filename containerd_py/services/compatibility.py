@@ -23,8 +23,13 @@ MISSING: dict[str, tuple[str, str]] = {
 """Services of containerd's main branch that answer UNIMPLEMENTED, and why."""
 
 LIMITS: dict[tuple[str, str], str] = {
-    ("containerd.services.tasks.v1.Tasks", "Checkpoint"): "into a directory (`ctr task checkpoint --image-path`)",
-    ("containerd.services.tasks.v1.Tasks", "Create"): "works; a `checkpoint` is refused",
+    (
+        "containerd.services.tasks.v1.Tasks",
+        "Checkpoint",
+    ): "works where criu does; into the content store or a directory",
+    ("containerd.services.tasks.v1.Tasks", "Create"): (
+        "works; of a checkpoint with `io.containerd.runc.v2` and where criu does, our shim refuses it"
+    ),
     ("containerd.services.tasks.v1.Tasks", "Metrics"): "works; filters: `id==ID`",
     ("containerd.services.transfer.v1.Transfer", "Transfer"): "works: pull, push, tag, import, export",
 }

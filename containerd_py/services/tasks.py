@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from containerd_py.checkpoints import Checkpoints
 from containerd_py.services.errors import Context, scope, served
 from containerd_py.tasks.bundle import ExitRecord, check_identifier
 from containerd_py.tasks.manager import TaskManager
@@ -29,14 +30,16 @@ STATE_SECONDS = 10.0
 class TasksService(tasks_pb2_grpc.TasksServicer):
     """Tasks over gRPC."""
 
-    def __init__(self, manager: TaskManager) -> None:
+    def __init__(self, manager: TaskManager, checkpoints: Checkpoints) -> None:
         self._manager = manager
+        self._checkpoints = checkpoints
 
     def _task(self, context: Context, id: str) -> Task:
         return self._manager.get(scope(context).namespace, id)
 
     async def Create(self, request: tasks_pb2.CreateTaskRequest, context: Context) -> tasks_pb2.CreateTaskResponse:
-        task = await self._manager.create(scope(context).namespace, request)
+        where = scope(context)
+        task = await self._manager.create(where.namespace, request, self._checkpoints.wanted(where, request))
         return tasks_pb2.CreateTaskResponse(container_id=task.id, pid=task.pid)
 
     async def Start(self, request: tasks_pb2.StartRequest, context: Context) -> tasks_pb2.StartResponse:
@@ -120,17 +123,19 @@ class TasksService(tasks_pb2_grpc.TasksServicer):
     async def Checkpoint(
         self, request: tasks_pb2.CheckpointTaskRequest, context: Context
     ) -> tasks_pb2.CheckpointTaskResponse:
-        """Into the directory that the options name; archives of checkpoints in the content store are not built."""
+        """Into the directory that the options name, else into the content store."""
         task = self._task(context, request.container_id)
         options = runc_options_pb2.CheckpointOptions.FromString(request.options.value)
-        if not options.image_path:
-            raise errors.Unimplemented(
-                f"task {task.id}: checkpoints in the content store are not built",
-                hint="name a directory (ctr tasks checkpoint --image-path)",
-            )
-        message = shim_v2_pb2.CheckpointTaskRequest(id=task.id, path=options.image_path, options=request.options)
-        await task.call("Checkpoint", message, Empty)
-        return tasks_pb2.CheckpointTaskResponse()
+
+        async def dump(directory: str) -> None:
+            message = shim_v2_pb2.CheckpointTaskRequest(id=task.id, path=directory, options=request.options)
+            await task.call("Checkpoint", message, Empty)
+
+        if options.image_path:
+            await dump(options.image_path)
+            return tasks_pb2.CheckpointTaskResponse()
+        stored = await self._checkpoints.store(scope(context), task.id, dump)
+        return tasks_pb2.CheckpointTaskResponse(descriptors=stored)
 
     async def Update(self, request: tasks_pb2.UpdateTaskRequest, context: Context) -> Empty:
         task = self._task(context, request.container_id)

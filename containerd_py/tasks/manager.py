@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 
+from containerd_py.checkpoints import Restore
 from containerd_py.interfaces import ContainerStore, Scope
 from containerd_py.tasks import foreign
 from containerd_py.tasks.bundle import Bundle, BundleStore, ExitRecord
@@ -81,8 +82,10 @@ class TaskManager:
         """Namespaces that have tasks."""
         return {namespace for namespace, _ in self._tasks}
 
-    async def create(self, namespace: str, request: tasks_pb2.CreateTaskRequest) -> Task:
-        """Make the bundle, start the shim and let it create the container.
+    async def create(
+        self, namespace: str, request: tasks_pb2.CreateTaskRequest, restore: Restore | None = None
+    ) -> Task:
+        """Make the bundle, start the shim and let it create the container, of a checkpoint where ``restore`` has one.
 
         Raises ``NotFound`` (container, runtime), ``AlreadyExists`` (task) and whatever the shim says; nothing is left
         behind then.
@@ -92,16 +95,18 @@ class TaskManager:
         await self._swept(namespace, id)
         if (namespace, id) in self._tasks:
             raise errors.AlreadyExists(f"task {id}: already exists")
-        if request.HasField("checkpoint"):
-            raise errors.Unimplemented(f"task {id}: restoring from a checkpoint is not built")
         runtime = request.runtime_path or container.runtime.name or RUNTIME_NAME
         task = Task(self._bundles.bundle(namespace, id), runtime, foreign.resolve(runtime))
         self._tasks[namespace, id] = task
-        task.making = _begun(self._make(task, container, request))
+        task.making = _begun(self._make(task, container, request, restore))
         return await asyncio.shield(task.making)
 
     async def _make(
-        self, task: Task, container: containers_pb2.Container, request: tasks_pb2.CreateTaskRequest
+        self,
+        task: Task,
+        container: containers_pb2.Container,
+        request: tasks_pb2.CreateTaskRequest,
+        restore: Restore | None,
     ) -> Task:
         """Make the task; once more when only the shim's death was in the way. A caller that leaves stops nothing."""
         runtime_options = container.runtime.options if container.runtime.HasField("options") else None
@@ -109,8 +114,9 @@ class TaskManager:
         while True:
             try:
                 task.bundle.create(container.spec.value)
+                checkpoint = await restore(f"{task.bundle.path}/checkpoint") if restore is not None else ""
                 await self._start_shim(task, runtime_options)
-                await self._create_in_shim(task, request, runtime_options)
+                await self._create_in_shim(task, request, runtime_options, checkpoint)
             except Exception:
                 lost = task.shim_pid > 0 and (task.client is None or task.client.closed.done())
                 if not await self._undone(task):
@@ -138,7 +144,11 @@ class TaskManager:
         self._recovery.watch(task, client)
 
     async def _create_in_shim(
-        self, task: Task, request: tasks_pb2.CreateTaskRequest, runtime_options: AnyMessage | None
+        self,
+        task: Task,
+        request: tasks_pb2.CreateTaskRequest,
+        runtime_options: AnyMessage | None,
+        checkpoint: str,
     ) -> None:
         message = shim_v2_pb2.CreateTaskRequest(
             id=task.id,
@@ -148,6 +158,7 @@ class TaskManager:
             stdin=request.stdin,
             stdout=request.stdout,
             stderr=request.stderr,
+            checkpoint=checkpoint,
         )
         options = request.options if request.options.value else runtime_options
         if options is not None:

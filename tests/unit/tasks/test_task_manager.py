@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from containerd_py.checkpoints import Restore
 from containerd_py.interfaces import ContainerStore, Scope
 from containerd_py.services.tasks import TasksService
 from containerd_py.tasks import foreign
@@ -24,7 +25,15 @@ from containerd_py.tasks.manager import TaskManager
 from containerd_py.tasks.recovery import Recovery, timestamp
 from oci import errors
 from protos import ttrpc
-from protos.containerd import containers_pb2, event_types_pb2, shim_v2_pb2, task_types_pb2, tasks_pb2
+from protos.containerd import (
+    containers_pb2,
+    event_types_pb2,
+    runc_options_pb2,
+    shim_v2_pb2,
+    task_types_pb2,
+    tasks_pb2,
+    types_pb2,
+)
 
 NS = "default"
 SPEC = b'{"ociVersion":"1.1.0"}'
@@ -177,6 +186,23 @@ class FakeContainers:
         return container
 
 
+class FakeCheckpoints:
+    """Checkpoints whose files are always found."""
+
+    async def store(
+        self, where: Scope, id: str, dump: Callable[[str], Awaitable[object]]
+    ) -> list[types_pb2.Descriptor]:
+        await dump("/of/the/store")
+        return [types_pb2.Descriptor(media_type="files"), types_pb2.Descriptor(media_type="spec")]
+
+    def wanted(self, where: Scope, request: tasks_pb2.CreateTaskRequest) -> Restore | None:
+        async def unpacked(directory: str) -> str:
+            await asyncio.to_thread(os.mkdir, directory)
+            return directory
+
+        return unpacked if request.HasField("checkpoint") else None
+
+
 class World:
     """A manager with everything around it; ``again`` is the daemon's next life on the same directory."""
 
@@ -193,7 +219,8 @@ class World:
         containers: Any = FakeContainers()
         store: ContainerStore = containers
         self.manager = TaskManager(self.bundles, store, self.zygote, recovery, daemon)
-        self.service = TasksService(self.manager)
+        fakes: Any = FakeCheckpoints()
+        self.service = TasksService(self.manager, fakes)
 
     def again(self) -> World:
         self.manager.close()
@@ -534,3 +561,28 @@ def test_a_bundle_takes_its_shim_along(tmp_path: Path) -> None:
     late = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert "FileNotFoundError" in late.stderr
     assert list(Path(bundle.path).parent.iterdir()) == []
+
+
+@in_loop
+async def test_a_checkpoint_is_in_the_bundle_when_the_shim_creates(world: World) -> None:
+    request = tasks_pb2.CreateTaskRequest(container_id="c", checkpoint=types_pb2.Descriptor(media_type="files"))
+    await world.service.Create(request, context())
+    container = world.zygote.shims["c"].container
+    assert container is not None
+    assert container["request"].checkpoint == str(world.path("c") / "checkpoint")
+    assert (world.path("c") / "checkpoint").is_dir()
+    world.zygote.shims["c"].exit(0)
+    await world.service.Delete(tasks_pb2.DeleteTaskRequest(container_id="c"), context())
+    assert not world.path("c").exists()
+
+
+@in_loop
+async def test_checkpoints_go_into_a_directory_or_the_store(world: World) -> None:
+    shim = await world.create("c")
+    answer = await world.service.Checkpoint(tasks_pb2.CheckpointTaskRequest(container_id="c"), context())
+    assert [one.media_type for one in answer.descriptors] == ["files", "spec"]
+    options = runc_options_pb2.CheckpointOptions(image_path="/some/where")
+    named = tasks_pb2.CheckpointTaskRequest(container_id="c")
+    named.options.Pack(options)
+    assert not (await world.service.Checkpoint(named, context())).descriptors
+    assert shim.calls.count("Checkpoint") == 2
