@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import socket
 import sys
 
 from cli import transport
@@ -82,25 +84,21 @@ def uninstall(arguments: argparse.Namespace) -> int:
 
 
 def dial_stdio(arguments: argparse.Namespace) -> int:
-    """Copy both ways until both sides have ended, each half for itself."""
-    import selectors
+    """Copy both ways until the engine has said all, each half for itself: neither waits for the other to be read."""
+    import threading
 
     engine = client(arguments).connect()
-    with selectors.PollSelector() as selector:
-        selector.register(0, selectors.EVENT_READ)
-        selector.register(engine, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
-                if key.fileobj is engine:
-                    data = engine.recv(1 << 16)
-                    if not data:
-                        return 0
-                    _write(data)
-                elif data := os.read(0, 1 << 16):
-                    engine.sendall(data)
-                else:
-                    selector.unregister(0)
-                    transport.half_close(engine)
+    threading.Thread(target=_feed, args=(engine,), daemon=True).start()
+    while data := engine.recv(1 << 16):
+        _write(data)
+    return 0
+
+
+def _feed(engine: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := os.read(0, 1 << 16):
+            engine.sendall(data)
+        transport.half_close(engine)
 
 
 def _write(data: bytes) -> None:
