@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.calls import Calls
 from engine.containers import launch
+from engine.containers.exec import Execs
 from engine.containers.exits import Exits
 from engine.containers.launch import Launcher
 from engine.containers.making import Maker
@@ -38,6 +39,7 @@ def follow() -> None:
     wrap(Calls, "unary", _call)
     wrap(Store, "_write", "engine: store")
     wrap(Maker, "create", "engine: create")
+    wrap(Execs, "start", "engine: exec")
     wrap(Launcher, "_launch", "engine: launch")
     wrap(launch, "build_spec", "engine: spec")
     wrap(launch, "prepare_files", "engine: files")

@@ -1,9 +1,9 @@
-"""Where the milliseconds of a run go: ``python -m tests.bench.trace [ROUNDS [NETWORK]]``, as root.
+"""Where the milliseconds of a run go: ``python -m tests.bench.trace [ROUNDS [NETWORK [exec]]]``, as root.
 
 Starts an engine that writes spans (``oci/trace.py``), runs ``docker run --rm busybox true`` so many times, one after
 the other, and prints a table like a flame graph: each step below the one that waits for it, with its median start
 within the run, its median length and how often it occurs, in the fastest quarter of the runs. What goes on beside the
-client is shown too.
+client is shown too. With ``exec`` it is ``docker exec`` of ``true`` that is followed.
 ``--json`` prints the rows instead.
 
 Rule: a span's place is where it happened, by the clock: it belongs to the shortest span of a room above it (``RANK``)
@@ -26,8 +26,8 @@ from tests.bench.peers import Gantry, mount_tmpfs
 from tests.support.host import PrivateHost
 from tests.support.images import busybox_rootfs
 
-ROOT = "docker run"
-RANK = ("docker run", "http", "engine", "network", "call", "serve", "supervisor", "ttrpc", "zygote", "shim", "runtime",
+ROOT = "docker"
+RANK = ("docker", "http", "engine", "network", "call", "serve", "supervisor", "ttrpc", "zygote", "shim", "runtime",
         "init")  # fmt: skip
 """First words of span names, from the client down: a span lies below one of an earlier kind, or of its own."""
 
@@ -44,8 +44,7 @@ class Span(NamedTuple):
 
     @property
     def rank(self) -> int:
-        word = self.name if self.name == ROOT else self.name.partition(" ")[0].rstrip(":")
-        return RANK.index(word)
+        return RANK.index(self.name.partition(" ")[0].rstrip(":"))
 
 
 class Line(NamedTuple):
@@ -121,8 +120,8 @@ def shown(lines: Iterable[Line]) -> str:
     return "\n".join(out)
 
 
-def measure(rounds: int, network: str) -> list[Line]:
-    """Run and read."""
+def measure(rounds: int, network: str, verb: str) -> list[Line]:
+    """Run (or ``exec``) and read."""
     with Traced() as host:
         mount_tmpfs(host, str(host.exec_root))
         directory = host.base / "spans"
@@ -130,12 +129,16 @@ def measure(rounds: int, network: str) -> list[Line]:
         engine = Gantry(host)
         engine.start()
         engine.docker("import", "-c", 'CMD ["sh"]', "-", "busybox:latest", stdin=busybox_rootfs())
+        command = ["run", "--rm", "--network", network, "busybox", "true"]
+        if verb == "exec":
+            engine.docker("run", "-d", "--name", "inside", "--network", network, "busybox", "sleep", "1000")
+            command = ["exec", "inside", "true"]
         runs = []
         for number in range(rounds + 2):
             began = time.monotonic_ns()
-            engine.docker("run", "--rm", "--network", network, "busybox", "true")
+            engine.docker(*command)
             if number >= 2:
-                runs.append(Span(ROOT, began, time.monotonic_ns()))
+                runs.append(Span(f"{ROOT} {verb}", began, time.monotonic_ns()))
             time.sleep(PAUSE)
         spans = read(directory)
         engine.down()
@@ -145,7 +148,8 @@ def measure(rounds: int, network: str) -> list[Line]:
 def main() -> int:
     """See the module."""
     words = [word for word in sys.argv[1:] if word != "--json"]
-    lines = measure(int(words[0]) if words else 30, words[1] if len(words) > 1 else "bridge")
+    rounds, network, verb = (*words, *("30", "bridge", "run")[len(words) :])
+    lines = measure(int(rounds), network, verb)
     print(json.dumps([line._asdict() for line in lines]) if "--json" in sys.argv else shown(lines))
     return 0
 
