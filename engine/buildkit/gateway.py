@@ -53,7 +53,10 @@ class Bridge(gateway_pb2_grpc.LLBBridgeServicer):
             if not request.Frontend:
                 return gateway_pb2.SolveResponse(result=gateway_pb2.Result())
             imports = [CacheEntry(entry.Type, dict(entry.Attrs)) for entry in request.CacheImports]
-            name = await job.build(build_request(request.Frontend, dict(request.FrontendOpt), imports))
+            wanted = build_request(request.Frontend, dict(request.FrontendOpt), imports)
+            if wanted.checks_only:
+                return gateway_pb2.SolveResponse(result=gateway_pb2.Result(metadata=await job.lint(wanted)))
+            name = await job.build(wanted)
             result = gateway_pb2.Result(ref=gateway_pb2.Ref(id=name))
             return gateway_pb2.SolveResponse(ref=name, result=result)
         except BuildFailed as error:

@@ -21,6 +21,7 @@ from engine.buildkit.client import SessionClient
 from engine.buildkit.contents import ContentStores
 from engine.buildkit.failures import Failure, failure_of
 from engine.buildkit.inputs import Loader
+from engine.buildkit.linting import lint
 from engine.buildkit.recorder import Recorder
 from engine.buildkit.requests import BuildRequest
 from engine.buildkit.sessions import Session, Sessions
@@ -77,11 +78,24 @@ class Job:
             task.cancel()
             self._building.discard(task)
 
+    async def lint(self, request: BuildRequest) -> dict[str, bytes]:
+        """What the build checks find. Raises ``BuildFailed``."""
+        source = b""
+        try:
+            inputs = await (await self._loader()).load(request)
+            source = inputs.source
+            return await lint(self._parts.builds, inputs, request)
+        except (GantryError, OSError) as error:
+            self.failure = failure_of(error, request.filename, source)
+            raise BuildFailed(self.failure) from error
+
+    async def _loader(self) -> Loader:
+        return Loader(await self.session(), self._parts.contents, self.status, self.stack)
+
     async def _build(self, request: BuildRequest) -> str:
         source, recorder = b"", None
         try:
-            session = await self.session()
-            loader = Loader(session, self._parts.contents, self.status, self.stack)
+            session, loader = await self.session(), await self._loader()
             client = SessionClient(session, request, loader, self._parts.directory)
             self.stack.callback(client.close)
             inputs = await loader.load(request)

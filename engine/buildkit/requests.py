@@ -15,12 +15,13 @@ import msgspec
 
 from engine.build.options import BuildOptions
 from engine.containers.config import HostConfig, Ulimit
-from engine.images.catalog import parse_platform
+from engine.platforms import parse_platform
 from oci.errors import InvalidArgument, Unimplemented
 from oci.image import Platform
 
 FRONTEND, GATEWAY = "dockerfile.v0", "gateway.v0"
 SYNTAX_ARGUMENT = "BUILDKIT_SYNTAX"
+LINT = "frontend.lint"
 OFF = ("disabled=true", "false")
 OURS = ("docker/dockerfile", "docker.io/docker/dockerfile", "docker/dockerfile-upstream")
 
@@ -41,6 +42,11 @@ class BuildRequest(NamedTuple):
     @property
     def filename(self) -> str:
         return self.options.dockerfile
+
+    @property
+    def checks_only(self) -> bool:
+        """Whether the checks' findings are wanted, and no image."""
+        return self.attributes.get("requestid") == LINT
 
     @property
     def context(self) -> str:
@@ -105,9 +111,9 @@ def _prefixed(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _refuse(attributes: Mapping[str, str]) -> None:
-    request = attributes.get("requestid", "")
-    if request:
-        raise Unimplemented(f"unsupported request {request}", hint="--call, --check and --print are not built")
+    request = attributes.get("requestid", LINT)
+    if request != LINT:
+        raise Unimplemented(f"unsupported request {request}", hint="--check is built, other --call are not")
     for kind, value in _prefixed(attributes, "attest:").items():
         if value not in OFF:
             raise Unimplemented(f"attestations are not built: {kind}", hint=f"--{kind}=false")

@@ -24,6 +24,12 @@ BATCH = 256
 RULES = "https://docs.docker.com/go/dockerfile/rule/"
 
 
+def rule_url(rule: str) -> str:
+    """Where docker explains a build check."""
+    words = "".join(f"-{char.lower()}" if char.isupper() else char for char in rule).lstrip("-")
+    return f"{RULES}{words}/"
+
+
 def now() -> timestamp_pb2.Timestamp:
     """This moment."""
     moment = timestamp_pb2.Timestamp()
@@ -99,8 +105,7 @@ class Vertex:
             start, end = ops_pb2.Position(line=lines.first), ops_pb2.Position(line=lines.last)
             entry.ranges.append(ops_pb2.Range(start=start, end=end))
         if rule:
-            words = "".join(f"-{char.lower()}" if char.isupper() else char for char in rule).lstrip("-")
-            entry.url = f"{RULES}{words}/"
+            entry.url = rule_url(rule)
         self._status.tell(control_pb2.StatusResponse(warnings=[entry]))
 
 

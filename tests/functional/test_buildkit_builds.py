@@ -287,6 +287,21 @@ def test_what_is_not_built_is_refused_in_words(build: Buildx) -> None:
     assert "syntax=example/other is not fetched" in build(".")
 
 
+def test_checks_alone(build: Buildx) -> None:
+    build.write("Dockerfile", "FROM busybox\nMAINTAINER me\nRUN false\n")
+    experimental = {"BUILDX_EXPERIMENTAL": "1"}
+    done = build.run("buildx", "build", "--print=lint", ".", environment=experimental)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "WARNING: MaintainerDeprecated - https://docs.docker.com/go/dockerfile/rule/maintainer-deprecated/"
+        in done.stdout
+    )
+    assert "2 | >>> MAINTAINER me" in done.stdout
+    told = build.run("buildx", "build", "--print=outline", ".", environment=experimental)
+    assert told.returncode == 1 and "unsupported request frontend.outline" in told.stderr
+    assert "MaintainerDeprecated" in build.fails(".")
+
+
 def test_the_classic_builder_still_works(build: Buildx) -> None:
     build.write("Dockerfile", "FROM busybox\nRUN echo classic\n")
     done = build.run("build", ".", environment={"DOCKER_BUILDKIT": "0"})

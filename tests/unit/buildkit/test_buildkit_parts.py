@@ -75,7 +75,7 @@ def test_stages_without_cache_and_contexts_from_elsewhere() -> None:
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"platform": "linux/amd64,linux/arm64"}, {"attest:sbom": ""}, {"requestid": "frontend.lint"},
+        {"platform": "linux/amd64,linux/arm64"}, {"attest:sbom": ""}, {"requestid": "frontend.outline"},
         {"build-arg:BUILDKIT_SYNTAX": "other/front"}, {"context:x": "oci-layout://y"},
         {"cache-imports": '[{"Type":"gha","Attrs":{}}]'},
     ],
