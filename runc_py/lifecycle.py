@@ -84,7 +84,7 @@ def kill_container(runtime: Runtime, container_id: str, sig: int, *, everyone: b
         raise InvalidState("container not running")
     manager = cgroups.load(container.cgroup)
     if sig == signal.SIGKILL and status == "paused":
-        manager.thaw()  # a frozen v1 process dies only when it is thawed
+        manager.thaw_if_there()  # a frozen v1 process dies only when it is thawed
     elif (
         sig == signal.SIGKILL
         and manager.kind != "disabled"
@@ -158,7 +158,7 @@ def _end_init(container: state.ContainerState, manager: cgroups.CgroupManager) -
             return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         if manager.frozen():
-            manager.thaw()
+            manager.thaw_if_there()
         import select
 
         poller = select.poll()

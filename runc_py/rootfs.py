@@ -122,7 +122,8 @@ def _device_operations(linux: dict[str, Any], userns: bool) -> list[operations.O
             continue  # belongs to the container's own devpts
         found.append(
             operations.MakeDevice(
-                *(entry["path"], entry.get("type") or "c", int(entry.get("major") or 0), int(entry.get("minor") or 0)),
+                *(posixpath.normpath(entry["path"]), entry.get("type") or "c"),
+                *(int(entry.get("major") or 0), int(entry.get("minor") or 0)),
                 *(int(entry.get("fileMode") or 0o666) & 0o7777, int(entry.get("uid") or 0), int(entry.get("gid") or 0)),
                 userns,
             )

@@ -98,6 +98,14 @@ class CgroupManager(ABC):
     def thaw(self) -> None:
         """Let them run again."""
 
+    def thaw_if_there(self) -> None:
+        """The same after a signal: systemd removes a scope as soon as its last process has gone."""
+        try:
+            self.thaw()
+        except (CgroupError, OSError):
+            if any(os.path.isdir(path) for path in self.paths.values()):
+                raise
+
     @abstractmethod
     def frozen(self) -> bool:
         """Whether the cgroup is frozen or freezing."""

@@ -147,7 +147,7 @@ class LegacyManager(CgroupManager):
             signal_all(self.pids(), sig)
         finally:
             if not paused or sig == signal.SIGKILL:
-                self.thaw()
+                self.thaw_if_there()
 
     def _kill_repeatedly(self, sig: int) -> None:
         signalled: set[int] = set()

@@ -120,7 +120,7 @@ class UnifiedManager(CgroupManager):
             signal_all(self.pids(), sig)
         finally:
             if not paused or sig == signal.SIGKILL:
-                self.thaw()
+                self.thaw_if_there()
 
     def destroy(self) -> None:
         remove_tree(self.path, time.monotonic() + DESTROY_SECONDS)
