@@ -99,10 +99,14 @@ def measure(rounds: int) -> list[tuple[str, float]]:
     return [(name, statistics.median(sorted(found)[: -(-rounds // 4)])) for name, found in times.items()]
 
 
+def shown(steps: list[tuple[str, float]]) -> str:
+    """The table as text."""
+    return "\n".join(f"{name:<60}{milliseconds:>8.2f} ms" for name, milliseconds in steps)
+
+
 def main() -> int:
     """Print the table."""
-    for name, milliseconds in measure(int(sys.argv[1]) if len(sys.argv) > 1 else 51):
-        print(f"{name:<60}{milliseconds:>8.2f} ms")
+    print(shown(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 51)))
     return 0
 
 

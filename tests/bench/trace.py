@@ -4,10 +4,11 @@ Starts an engine that writes spans (``oci/trace.py``), runs ``docker run --rm bu
 the other, and prints a table like a flame graph: each step below the one that waits for it, with its median start
 within the run, its median length and how often it occurs, in the fastest quarter of the runs. What goes on beside the
 client is shown too. With ``exec`` it is ``docker exec`` of ``true`` that is followed.
-``--json`` prints the rows instead.
+``--write`` puts the table, and that of ``tests.bench.limit``, into ``docs/performance.md``.
 
-Rule: a span's place is where it happened, by the clock: it belongs to the shortest span of a room above it (``RANK``)
-that contains its middle. Spans are wall time; the spans below one may overlap, because the engine does things at once.
+Rule: a span's place is where it happened, by the clock: it belongs to the shortest span of a level above it
+(``LEVELS``) that contains its middle. Spans are wall time; the spans below one may overlap, because the engine does
+things at once.
 """
 
 from __future__ import annotations
@@ -22,15 +23,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from oci.trace import VARIABLE
+from tests.bench import limit
 from tests.bench.peers import Gantry, mount_tmpfs
 from tests.support.host import PrivateHost
 from tests.support.images import busybox_rootfs
 
 ROOT = "docker"
-RANK = ("docker", "http", "engine", "network", "call", "serve", "supervisor", "ttrpc", "zygote", "shim", "runtime",
-        "init")  # fmt: skip
-"""First words of span names, from the client down: a span lies below one of an earlier kind, or of its own."""
+LEVELS = (
+    ("docker",), ("http",), ("engine",), ("network", "call"), ("serve",), ("supervisor", "ttrpc"), ("zygote", "shim"),
+    ("runtime",), ("init",),
+)  # fmt: skip
+"""First words of span names, from the client down: a span lies below one of an earlier level, or of its own word."""
 
+RANK = {word: level for level, words in enumerate(LEVELS) for word in words}
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/performance.md"
+LIMIT_ROUNDS = 101
 PAUSE = 0.15
 """Seconds between runs, for what goes on after the client has left."""
 
@@ -43,8 +51,12 @@ class Span(NamedTuple):
     end: int
 
     @property
+    def word(self) -> str:
+        return self.name.partition(" ")[0].rstrip(":")
+
+    @property
     def rank(self) -> int:
-        return RANK.index(self.name.partition(" ")[0].rstrip(":"))
+        return RANK[self.word]
 
 
 class Line(NamedTuple):
@@ -70,7 +82,7 @@ def read(directory: Path) -> list[Span]:
 
 
 def _contains(above: Span, span: Span) -> bool:
-    if above.rank == span.rank:
+    if above.word == span.word:
         return above.start <= span.start and span.end <= above.end
     return above.rank < span.rank and above.start <= (span.start + span.end) // 2 <= above.end
 
@@ -145,12 +157,25 @@ def measure(rounds: int, network: str, verb: str) -> list[Line]:
     return table(runs, spans)
 
 
+def written(name: str, text: str) -> None:
+    """Replace the block called ``name`` of the page by ``text``."""
+    page = PAGE.read_text()
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    assert after, f"{PAGE} has no block {name}"
+    PAGE.write_text(f"{before}{begin}```\n{text}\n```\n{end}{after}")
+
+
 def main() -> int:
     """See the module."""
-    words = [word for word in sys.argv[1:] if word != "--json"]
+    words = [word for word in sys.argv[1:] if word != "--write"]
     rounds, network, verb = (*words, *("30", "bridge", "run")[len(words) :])
     lines = measure(int(rounds), network, verb)
-    print(json.dumps([line._asdict() for line in lines]) if "--json" in sys.argv else shown(lines))
+    print(shown(lines))
+    if "--write" in sys.argv:
+        written(f"spans of {verb}", shown(lines))
+        written("limit", limit.shown(limit.measure(LIMIT_ROUNDS)))
     return 0
 
 
