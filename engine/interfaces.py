@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from oci.image import Descriptor, ImageConfig
+from oci.image import Descriptor, ImageConfig, Platform
 
 
 class LocalImage(msgspec.Struct, frozen=True):
@@ -32,8 +32,8 @@ class LocalImage(msgspec.Struct, frozen=True):
 class Images(Protocol):
     """The image store as containers see it."""
 
-    async def resolve(self, reference: str) -> LocalImage:
-        """The image named by ``reference`` (name, id, id prefix), unpacked if it was not.
+    async def resolve(self, reference: str, platform: Platform | None = None) -> LocalImage:
+        """The image named by ``reference`` (name, id, id prefix) for ``platform``, unpacked if it was not.
 
         Raises ``NotFound("No such image: busybox:latest")``: docker CLI then pulls.
         """

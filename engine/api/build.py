@@ -28,8 +28,8 @@ from engine.containers.times import parse_time
 from engine.http.messages import Answer, Request, empty, json_response
 from engine.http.router import Route
 from engine.images import credentials
-from engine.images.catalog import parse_platform
 from engine.images.names import check_name
+from engine.platforms import parse_platform
 from oci import reference as references
 from oci.errors import DataLoss, InvalidArgument, Unimplemented
 

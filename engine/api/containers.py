@@ -23,6 +23,7 @@ from engine.http.errors import HttpError
 from engine.http.messages import JSON, Answer, Duplex, Hijack, Request, Response, empty, json_response
 from engine.http.router import Route
 from engine.http.websocket import WebSocket, accept_headers
+from engine.platforms import parse_platform
 from oci.errors import InvalidArgument, NotFound
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
@@ -78,7 +79,8 @@ class ContainersApi:
         body = decode_create(raw)
         if body == NOTHING:
             raise InvalidArgument("config cannot be empty in order to create a container")
-        machine, warnings = await self._containers.maker.create(request.text("name"), body, request.text("platform"))
+        platform = parse_platform(text) if (text := request.text("platform")) else None
+        machine, warnings = await self._containers.maker.create(request.text("name"), body, platform)
         return json_response({"Id": machine.id, "Warnings": warnings}, 201)
 
     async def start(self, request: Request) -> Answer:

@@ -15,10 +15,11 @@ from engine.http.messages import JSON, Answer, Request, Response, empty, json_re
 from engine.http.router import Route
 from engine.images import credentials
 from engine.images.bootstrap.recipes import Bootstrapper
-from engine.images.catalog import no_such_image, parse_platform
+from engine.images.catalog import no_such_image
 from engine.images.commit import CommitRequest
 from engine.images.names import check_name
 from engine.images.service import ImageService
+from engine.platforms import parse_platform
 from oci import digest as digests
 from oci import reference as references
 from oci.errors import GantryError, InvalidArgument, NotFound, Unavailable
@@ -174,7 +175,7 @@ class ImagesApi:
             yield {"status": f"Downloading from {source}"}
         message = request.text("message") or f"Imported from {source}"
         changes = request.query.get("changes", [])
-        image_id = await self._images.import_archive(pieces, reference, message, changes)
+        image_id = await self._images.import_archive(pieces, reference, message, changes, _platform(request))
         yield {"status": image_id}
 
     async def load(self, request: Request) -> Answer:

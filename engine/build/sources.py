@@ -13,9 +13,9 @@ from engine.build.options import BuildOptions
 from engine.build.progress import StageLog
 from engine.build.workshop import Chain
 from engine.images.assembly import NewLayer
-from engine.images.catalog import parse_platform
 from engine.images.records import Decoded
 from engine.images.service import ImageService
+from engine.platforms import parse_platform
 from oci import reference as references
 from oci.errors import NotFound
 from oci.image import ImageConfig, Platform

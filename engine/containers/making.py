@@ -24,8 +24,10 @@ from engine.containers.names import check_name, new_id
 from engine.containers.registry import Registry, rootfs_mounts
 from engine.containers.removal import Remover
 from engine.interfaces import LocalImage
+from engine.platforms import host_platform, spelled, suits
 from engine.spec import validate
 from oci.errors import GantryError, InvalidArgument, NotFound
+from oci.image import Platform
 from protos.containerd import snapshots_pb2
 
 log = structlog.get_logger()
@@ -42,7 +44,7 @@ class Maker:
         self._remover = remover
 
     async def create(
-        self, name: str, body: CreateBody, platform: str = "", image: LocalImage | None = None
+        self, name: str, body: CreateBody, platform: Platform | None = None, image: LocalImage | None = None
     ) -> tuple[Machine, list[str]]:
         """The new machine and the warnings for the client. ``image`` stands in for the one that ``body`` names.
 
@@ -51,12 +53,12 @@ class Maker:
         if not body.config.image:
             raise InvalidArgument("config.Image is required")
         wanted = check_name(name) if name else ""
-        image = image or await self._registry.images.resolve(body.config.image)
+        image = image or await self._registry.images.resolve(body.config.image, platform)
         container_id = new_id()
         body, points = self._checked(container_id, body, image)
         chosen = self._reserve(wanted, container_id)
         try:
-            doc = self._document(container_id, chosen, body, image, platform)
+            doc = self._document(container_id, chosen, body, image)
             # A network that is not there is told at the start: clients take "not found" here for the image.
             with contextlib.suppress(NotFound):
                 self._registry.networks.validate(sandbox_request(doc))
@@ -65,7 +67,13 @@ class Maker:
             raise
         machine = await self._made(doc, image, points)
         self._registry.publish(machine, "create")
-        return machine, warnings(doc.host)
+        told = warnings(doc.host)
+        if platform is None and not suits(image.config, host_platform()):
+            told.append(
+                f"The requested image's platform ({spelled(image.config)}) does not match the detected host platform "
+                f"({spelled(host_platform())}) and no specific platform was requested"
+            )
+        return machine, told
 
     def _checked(self, container_id: str, body: CreateBody, image: LocalImage) -> tuple[CreateBody, list[MountPoint]]:
         """Image values and defaults filled in, all of it valid, and the mounts it asks for."""
@@ -91,7 +99,7 @@ class Maker:
         self._registry.names.forget(container_id)
 
     @staticmethod
-    def _document(container_id: str, name: str, body: CreateBody, image: LocalImage, platform: str) -> Container:
+    def _document(container_id: str, name: str, body: CreateBody, image: LocalImage) -> Container:
         path, args = creation.command(body.config)
         return Container(
             id=container_id,
@@ -101,7 +109,7 @@ class Maker:
             image_manifest=image.manifest,
             chain_id=image.chain_id,
             snapshotter=image.snapshotter,
-            platform=platform or image.config.os or "linux",
+            platform=image.config.os or "linux",
             path=path,
             args=args,
             config=body.config,

@@ -5,7 +5,6 @@ Rule: names are asked of containerd; what stands behind a target is decoded once
 
 from __future__ import annotations
 
-import platform as machine
 import re
 from collections import OrderedDict
 from typing import TypeVar
@@ -13,9 +12,9 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from engine.hostinfo import GO_ARCH
 from engine.images.containerd import Containerd
 from engine.images.records import PARENT_LABEL, Decoded, Image, Record
+from engine.platforms import host_platform, platform_rank, spelled
 from oci import digest as digests
 from oci import image as image_documents
 from oci import reference as references
@@ -35,34 +34,12 @@ _ID_PREFIX = re.compile(r"(?:sha256:)?[0-9a-f]+")
 _ID = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 
 
-def host_platform() -> Platform:
-    """This machine's platform in OCI's words."""
-    name = machine.machine()
-    variant = {"armv7l": "v7", "armv6l": "v6", "aarch64": "v8"}.get(name, "")
-    return Platform(architecture=GO_ARCH.get(name, name), os="linux", variant=variant)
-
-
-def platform_rank(offered: Platform | None, wanted: Platform) -> int:
-    """How well ``offered`` suits: 0 not at all, more is better. No platform at all suits any, but worst."""
-    if offered is None or not offered.os:
-        return 1
-    if (offered.os, offered.architecture) != (wanted.os, wanted.architecture):
-        return 0
-    if offered.variant == wanted.variant:
-        return 3
-    return 2 if not offered.variant or not wanted.variant else 0
-
-
-def parse_platform(text: str) -> Platform:
-    """``os/arch[/variant]``, or an architecture alone; raises ``InvalidArgument``."""
-    parts = text.split("/")
-    if not text or len(parts) > 3 or not all(re.fullmatch(r"[A-Za-z0-9_.-]+", p) for p in parts):
-        raise InvalidArgument(f"{text!r}: invalid platform: expected os/arch or os/arch/variant")
-    if len(parts) == 1:
-        return Platform(architecture=GO_ARCH.get(parts[0], parts[0]), os="linux")
-    arch = GO_ARCH.get(parts[1], parts[1])
-    variant = parts[2] if len(parts) == 3 else {"arm64": "v8", "arm": "v7"}.get(arch, "")
-    return Platform(architecture=arch, os=parts[0], variant=variant)
+def other_platform(reference: str, config: ImageConfig, wanted: Platform) -> NotFound:
+    """Docker's error for an image that is here for another platform only; the CLI then pulls."""
+    return NotFound(
+        f"image with reference {reference} was found but does not match the specified platform: "
+        f"wanted {spelled(wanted)}, actual: {spelled(config)}"
+    )
 
 
 def no_such_image(reference: str) -> NotFound:

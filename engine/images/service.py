@@ -18,7 +18,7 @@ from engine.backend import Backend, translated
 from engine.events import EventBus
 from engine.images import listing
 from engine.images.assembly import Assembler
-from engine.images.catalog import Catalog, no_such_image
+from engine.images.catalog import Catalog, no_such_image, other_platform
 from engine.images.commit import CommitRequest, Committer
 from engine.images.containerd import Containerd
 from engine.images.importing import Importer
@@ -31,8 +31,10 @@ from engine.images.transfers import Registries, Transfers
 from engine.images.unpack import Unpacker
 from engine.images.views import Json, Sizes, Version, Views, unix_nanoseconds
 from engine.interfaces import ContainerUse, LocalImage
+from engine.platforms import suits
 from oci import reference as references
 from oci.errors import GantryError, NotFound
+from oci.image import Platform
 from oci.reference import Reference
 from protos.containerd import event_types_pb2, events_pb2
 
@@ -98,8 +100,10 @@ class ImageService:
 
     # The hot path
 
-    async def resolve(self, reference: str) -> LocalImage:
+    async def resolve(self, reference: str, platform: Platform | None = None) -> LocalImage:
         """See ``engine.interfaces.Images``."""
+        if platform is not None:
+            return await self._look_up(reference, platform)
         known = self._resolved.get(reference)
         if known is not None and self._watched:
             return known
@@ -108,13 +112,19 @@ class ImageService:
             self._resolved[reference] = local
         return local
 
-    async def _look_up(self, reference: str) -> LocalImage:
+    async def _look_up(self, reference: str, platform: Platform | None = None) -> LocalImage:
         record = await self.catalog.find_record(reference)
         try:
             decoded = await self.catalog.decode(record.target)
+            if platform is not None and not suits(decoded.config, platform):
+                # Another of an index's platforms may be here; a single image stays what it is.
+                with contextlib.suppress(NotFound):
+                    decoded = await self.catalog.decode(record.target, platform)
         except NotFound:
             self.catalog.forget()
             raise no_such_image(reference) from None
+        if platform is not None and not suits(decoded.config, platform):
+            raise other_platform(reference, decoded.config, platform)
         await self.unpacker.ensure(decoded)
         named = record.reference
         return LocalImage(
@@ -255,10 +265,17 @@ class ImageService:
         return decoded.id
 
     async def import_archive(
-        self, pieces: AsyncIterator[bytes], reference: Reference | None, message: str, changes: list[str]
+        self,
+        pieces: AsyncIterator[bytes],
+        reference: Reference | None,
+        message: str,
+        changes: list[str],
+        platform: Platform | None = None,
     ) -> str:
         """``POST /images/create?fromSrc=…``: the id of the new image."""
-        decoded = await self.importer.import_archive(pieces, reference, message or "Imported from -", changes)
+        decoded = await self.importer.import_archive(
+            pieces, reference, message or "Imported from -", changes, platform=platform
+        )
         self.tell(Image(decoded, ()), "import", decoded.id)
         return decoded.id
 

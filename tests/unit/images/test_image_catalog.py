@@ -9,10 +9,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from engine.images.catalog import Catalog, parse_platform, platform_rank
+from engine.images.catalog import Catalog
 from engine.images.containerd import Containerd
 from engine.images.listing import Listing, glob
 from engine.images.views import Sizes, Views, unix_nanoseconds
+from engine.platforms import parse_platform, platform_rank
 from oci.errors import InvalidArgument, NotFound
 from oci.image import MEDIA_INDEX, Descriptor, Index, Platform
 from tests.support.images import MemoryContainerd
