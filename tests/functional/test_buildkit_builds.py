@@ -217,6 +217,9 @@ def test_hosts_limits_and_networks_of_steps(build: Buildx) -> None:
     build.write("Dockerfile", "FROM busybox\nRUN ls /sys/class/net > /net\n")
     build("--network", "none", "-t", "lonely", ".")
     assert shown(build, "lonely", "cat", "/net") == "lo\n"
+    build.write("Dockerfile", "FROM busybox\nRUN --network=host true\n")
+    assert "network.host" in build.fails(".")
+    build("--allow", "network.host", ".")
 
 
 def test_cancelling_ends_the_running_step(build: Buildx) -> None:
