@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from runc_py import cgroups, state
 from runc_py.cgroups import CgroupManager
+from runc_py.errors import RuntimeFailure
 from runc_py.runtime import Launched, Runtime, Stdio
 from runc_py.template import default_spec
 from tests.vm import cgroup_suite
@@ -241,6 +242,41 @@ def raised_limits_and_lowered_oom_score() -> None:
     _, text = container.run("cat /proc/self/limits /proc/self/oom_score_adj")
     assert "600000" in text and text.splitlines()[-1] == "-500", text
     container.delete()
+
+
+@test
+def apparmor_profile() -> None:
+    if not Path("/sys/module/apparmor/parameters/enabled").read_text().startswith("Y"):
+        raise cgroup_suite.Missing("the kernel has AppArmor switched off")
+    container = Container("apparmor")
+    container.spec["process"]["apparmorProfile"] = "unconfined"
+    code, text = container.run("cat /proc/self/attr/apparmor/current")
+    assert (code, text) == (0, "unconfined\n"), text
+    container.delete()
+    container = Container("no-profile")
+    container.spec["process"]["apparmorProfile"] = "no-such-profile"
+    try:
+        container.create("true")
+    except RuntimeFailure as error:
+        assert "process.apparmorProfile: exec no-such-profile: No such file" in str(error), error
+    else:
+        raise AssertionError("a profile that is not loaded was taken")
+
+
+@test
+def deadline_scheduler() -> None:
+    container = Container("deadline")
+    container.spec["process"]["scheduler"] = {
+        "policy": "SCHED_DEADLINE",
+        "runtime": 10_000_000,
+        "deadline": 50_000_000,
+        "period": 100_000_000,
+        "flags": ["SCHED_FLAG_RESET_ON_FORK"],
+    }
+    launched = container.start("sleep", "1000")
+    assert os.sched_getscheduler(launched.pid) & 0xFFFF == 6, os.sched_getscheduler(launched.pid)
+    container.delete()
+    container.wait(launched)
 
 
 @test
