@@ -1,6 +1,7 @@
 """The engine under many containers: the same requests to Gantry and to Debian's docker.io, in one run.
 
-Run as root: ``python -m tests.bench.bench_engine [CONTAINERS [MEGABYTES]]``, by default 1000 and 1024.
+Run as root: ``python -m tests.bench.bench_engine [CONTAINERS [MEGABYTES [RUNNING]]]``, by default 1000, 1024 and 500; a
+number of containers below 10 (``--quick``'s rounds) stands for 50, 32 and 20.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tests.bench.measure import Row, figures, interleaved
-from tests.bench.peers import Peer, dockerd, gantry
+from tests.bench.peers import Gantry, Peer, dockerd, gantry
 from tests.bench.results import Result, emit
 from tests.support.host import wait_for
 from tests.support.images import busybox_rootfs
@@ -24,8 +25,7 @@ CREATE = '{"Image":"busybox","Cmd":["true"],"HostConfig":{"NetworkMode":"none"}}
 
 def main() -> int:
     """Print every table."""
-    containers = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    megabytes = int(sys.argv[2]) if len(sys.argv) > 2 else 1024
+    containers, megabytes, running = _sizes([int(word) for word in sys.argv[1:]])
     with gantry() as ours, dockerd() as theirs:
         peers: tuple[Peer, ...] = (ours, theirs)
         for peer in peers:
@@ -37,7 +37,28 @@ def main() -> int:
         _once("rm", f"rm --force of {REMOVED}", peers, _remove)
         for peer in peers:
             peer.docker("container", "prune", "--force")
+        _restored(ours, running)
     return 0
+
+
+def _sizes(given: list[int]) -> tuple[int, int, int]:
+    """(containers, megabytes of log, running containers)."""
+    sizes = (50, 32, 20) if given and given[0] < 10 else (*given, *(1000, 1024, 500)[len(given) :])
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _restored(engine: Gantry, running: int) -> None:
+    """From the start of a new engine, after its predecessor was killed, until it lists every running container."""
+    one = f"docker -H {engine.url} run -d --network none busybox sleep 100000 >/dev/null"
+    engine.host.check("sh", "-ec", f"seq {running} | xargs -P 4 -n 1 sh -c '{one}'", timeout=900)
+    seconds = []
+    for _ in range(3):
+        engine.kill("engine.main")
+        began = time.perf_counter()
+        engine.start(ready=lambda: _api(engine, "$engine http://e/containers/json || :").count('"Id"') == running)
+        seconds.append(time.perf_counter() - began)
+    rows = [Row("gantry", tuple(seconds))]
+    emit(Result("engine-restored", f"back to {running} running containers after kill -9", "ms", figures(rows), {}))
 
 
 def _each(name: str, title: str, peers: tuple[Peer, ...], work: Callable[[Peer], object]) -> None:

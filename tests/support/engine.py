@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,10 +33,10 @@ class Engine:
     def roots(self) -> tuple[str, ...]:
         return ("--data-root", str(self.host.data_root), "--exec-root", str(self.host.exec_root))
 
-    def start(self) -> None:
-        """Start gantryd and wait until it answers."""
+    def start(self, ready: Callable[[], bool] | None = None) -> None:
+        """Start gantryd and wait until it answers, or until what ``ready`` looks for is there."""
         self.launch()
-        wait_for(self._up, f"the engine to answer\n{self.log_text()}", 30)
+        wait_for(ready or self._up, f"the engine to answer\n{self.log_text()}", 30)
 
     def launch(self) -> None:
         """Start gantryd."""
