@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from engine.build.context import Context
 from engine.build.options import BuildOptions
 from engine.images.credentials import Credentials
+
+if TYPE_CHECKING:
+    from engine.build.sources import Base
 
 
 class Client(Protocol):
@@ -27,8 +30,8 @@ class Client(Protocol):
     async def credentials(self, host: str) -> Credentials:
         """What to log in with at the registry ``host``; empty when there is nothing."""
 
-    async def named(self, name: str) -> Context | str | None:
-        """The context that replaces the image ``name``: files, or another image's name; None when none does."""
+    async def named(self, name: str) -> Context | Base | str | None:
+        """What replaces the image ``name``: files, something built, or another image's name; None when nothing does."""
 
 
 class Given:

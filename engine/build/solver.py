@@ -116,6 +116,8 @@ class Solver:
         given = await self.client.named(name)
         if given is None or isinstance(given, str):
             return await self.images.resolve(given or name, platform, log)
+        if isinstance(given, Base):
+            return given
         return Base("", _nothing(self.platform), await self._chain_of(name, given))
 
     async def _chain_of(self, name: str, context: Context) -> Chain:

@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from engine.build.context import Context
+from engine.build.sources import Base
 from engine.buildkit.filesync import translated
 from engine.buildkit.http2 import Connection
 from engine.buildkit.inputs import Loader
@@ -33,9 +34,13 @@ CHECK, FORWARD = "/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/
 class SessionClient:
     """``engine.build.client.Client`` over a session; sockets of agents are made in ``directory``."""
 
-    def __init__(self, session: Session, request: BuildRequest, loader: Loader, directory: str) -> None:
+    def __init__(
+        self, session: Session, request: BuildRequest, inputs: Mapping[str, Base], loader: Loader, directory: str
+    ) -> None:
+        """``inputs``: what other builds made, by the names of ``request.named``."""
         self._session = session
         self._named = {_name(name): (name, value) for name, value in request.named.items()}
+        self._inputs = {_name(name): base for name, base in inputs.items()}
         self._loader = loader
         self._directory = directory
         self._contexts: dict[str, asyncio.Task[Context | str]] = {}
@@ -63,8 +68,10 @@ class SessionClient:
             return Credentials(identitytoken=found.Secret)
         return Credentials(username=found.Username, password=found.Secret)
 
-    async def named(self, name: str) -> Context | str | None:
+    async def named(self, name: str) -> Context | Base | str | None:
         key = _name(name)
+        if key in self._inputs:
+            return self._inputs[key]
         if key not in self._named:
             return None
         if key not in self._contexts:

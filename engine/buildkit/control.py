@@ -19,6 +19,7 @@ from engine.buildkit.contents import ContentStores
 from engine.buildkit.exporting import Export
 from engine.buildkit.failures import Failure, abort, failure_of
 from engine.buildkit.jobs import BuildFailed, Job, Jobs
+from engine.buildkit.linking import operations
 from engine.buildkit.requests import CacheEntry, build_request, check_cache_exports
 from engine.buildkit.sessions import Sessions
 from engine.http.messages import Duplex
@@ -89,7 +90,7 @@ class Control(control_pb2_grpc.ControlServicer):
         raise AssertionError("abort raises")
 
     async def _solve(self, request: control_pb2.SolveRequest, job: Job) -> dict[str, str]:
-        if getattr(request.Definition, "def"):
+        if operations(request.Definition):
             raise Unimplemented("graphs of build operations (raw LLB) are not built", hint="build a Dockerfile")
         exports = _exports(request)
         exporting.check(exports)

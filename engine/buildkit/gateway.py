@@ -10,6 +10,7 @@ from typing import Any
 from engine.buildkit.control import worker
 from engine.buildkit.failures import Failure, abort, failure_of
 from engine.buildkit.jobs import BuildFailed, Job, Jobs
+from engine.buildkit.linking import definition_of, name_in, operations
 from engine.buildkit.requests import CacheEntry, build_request
 from oci.errors import GantryError, Unimplemented
 from oci.image import Platform
@@ -18,8 +19,8 @@ from protos.buildkit import caps_pb2, gateway_pb2, gateway_pb2_grpc
 BUILD_ID = "buildkit-controlapi-buildid"
 CAPABILITIES = (
     "solve.base", "solve.inlinereturn", "resolveimage", "readfile", "return", "returnmap", "importcaches",
-    "proto.refarray", "frontend.inputs", "frontend.caps", "gateway.evaluate", "gateway.solve.evaluate",
-    "gateway.warnings",
+    "reference.output", "proto.refarray", "frontend.inputs", "frontend.caps", "gateway.evaluate",
+    "gateway.solve.evaluate", "gateway.warnings",
 )  # fmt: skip
 """What clients may rely on. Without ``return`` they would fall back to a protocol of 2018."""
 
@@ -48,16 +49,17 @@ class Bridge(gateway_pb2_grpc.LLBBridgeServicer):
         failure: Failure
         try:
             job = await self._job(context)
-            if getattr(request.Definition, "def"):
+            if operations(request.Definition):
                 raise Unimplemented("graphs of build operations (raw LLB) are not built", hint="build a Dockerfile")
             if not request.Frontend:
                 return gateway_pb2.SolveResponse(result=gateway_pb2.Result())
             imports = [CacheEntry(entry.Type, dict(entry.Attrs)) for entry in request.CacheImports]
-            wanted = build_request(request.Frontend, dict(request.FrontendOpt), imports)
+            inputs = {key: name_in(definition) for key, definition in request.FrontendInputs.items()}
+            wanted = build_request(request.Frontend, dict(request.FrontendOpt), imports, inputs)
             if wanted.checks_only:
                 return gateway_pb2.SolveResponse(result=gateway_pb2.Result(metadata=await job.lint(wanted)))
             name = await job.build(wanted)
-            result = gateway_pb2.Result(ref=gateway_pb2.Ref(id=name))
+            result = gateway_pb2.Result(ref=gateway_pb2.Ref(id=name, **{"def": definition_of(name)}))
             return gateway_pb2.SolveResponse(ref=name, result=result)
         except BuildFailed as error:
             failure = error.failure

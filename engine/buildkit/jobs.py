@@ -16,7 +16,8 @@ import msgspec
 
 from engine.build.options import BuildOptions
 from engine.build.service import BuildService
-from engine.build.solver import Built
+from engine.build.solver import Built, configuration
+from engine.build.sources import Base
 from engine.buildkit.client import SessionClient
 from engine.buildkit.contents import ContentStores
 from engine.buildkit.failures import Failure, failure_of
@@ -96,7 +97,7 @@ class Job:
         source, recorder = b"", None
         try:
             session, loader = await self.session(), await self._loader()
-            client = SessionClient(session, request, loader, self._parts.directory)
+            client = SessionClient(session, request, self._parts.inputs(request), loader, self._parts.directory)
             self.stack.callback(client.close)
             inputs = await loader.load(request)
             source = inputs.source
@@ -111,7 +112,7 @@ class Job:
             self.failure = self.failure or failure
             raise BuildFailed(failure) from error
         name = secrets.token_hex(12)
-        self.results[name] = Result(built, request.options)
+        self.results[name] = self._parts.results[name] = Result(built, request.options)
         return name
 
     async def close(self) -> None:
@@ -135,6 +136,7 @@ class Jobs:
         self.sessions = sessions
         self.contents = contents
         self.directory = directory
+        self.results: dict[str, Result] = {}
         self._jobs: dict[str, Job] = {}
         self._changed = asyncio.Condition()
 
@@ -149,7 +151,24 @@ class Jobs:
             yield job
         finally:
             await asyncio.shield(job.close())
-            asyncio.get_running_loop().call_later(LINGERS_SECONDS, self._jobs.pop, name, None)
+            asyncio.get_running_loop().call_later(LINGERS_SECONDS, self._forget, name, job)
+
+    def _forget(self, name: str, job: Job) -> None:
+        if self._jobs.get(name) is job:
+            del self._jobs[name]
+        for result in job.results:
+            self.results.pop(result, None)
+
+    def inputs(self, request: BuildRequest) -> dict[str, Base]:
+        """What other builds made for ``request``, by the names of its contexts. Raises ``NotFound``."""
+        found: dict[str, Base] = {}
+        for context, value in request.named.items():
+            if value.startswith("input:"):
+                result = self.results.get(request.inputs[value.removeprefix("input:")])
+                if result is None:
+                    raise NotFound(f"the context {context} is the result of a build that is over")
+                found[context] = Base("", configuration(result.built, result.options), result.built.chain)
+        return found
 
     async def find(self, name: str) -> Job:
         """The job ``name``, waited for a little. Raises ``NotFound``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +23,7 @@ from oci.image import Platform
 FRONTEND, GATEWAY = "dockerfile.v0", "gateway.v0"
 SYNTAX_ARGUMENT = "BUILDKIT_SYNTAX"
 LINT = "frontend.lint"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 OFF = ("disabled=true", "false")
 OURS = ("docker/dockerfile", "docker.io/docker/dockerfile", "docker/dockerfile-upstream")
 
@@ -34,10 +36,14 @@ class CacheEntry(NamedTuple):
 
 
 class BuildRequest(NamedTuple):
-    """One build. ``attributes`` are the front end's, ``options`` what the solver understands of them."""
+    """One build. ``attributes`` are the front end's, ``options`` what the solver understands of them.
+
+    ``inputs``: results of other builds, by the key that ``input:`` refers to.
+    """
 
     attributes: Mapping[str, str]
     options: BuildOptions
+    inputs: Mapping[str, str] = {}
 
     @property
     def filename(self) -> str:
@@ -69,13 +75,15 @@ class BuildRequest(NamedTuple):
         return _prefixed(self.attributes, "context:")
 
 
-def build_request(frontend: str, attributes: Mapping[str, str], caches: Iterable[CacheEntry]) -> BuildRequest:
+def build_request(
+    frontend: str, attributes: Mapping[str, str], caches: Iterable[CacheEntry], inputs: Mapping[str, str] = NOTHING
+) -> BuildRequest:
     """The build that ``frontend`` is asked for. Raises ``Unimplemented``, ``InvalidArgument``."""
     if frontend == GATEWAY:
         _check_front_end(attributes.get("source", ""))
     if frontend not in (FRONTEND, GATEWAY):
         raise Unimplemented(f"unknown frontend: {frontend}", hint="the Dockerfile language is built in")
-    _refuse(attributes)
+    _refuse(attributes, inputs)
     arguments = _prefixed(attributes, "build-arg:")
     _check_front_end(arguments.get(SYNTAX_ARGUMENT, ""))
     stages = attributes.get("no-cache")
@@ -92,7 +100,7 @@ def build_request(frontend: str, attributes: Mapping[str, str], caches: Iterable
         host=_host(attributes),
         cache_from=tuple(_cache_from(attributes, caches)),
     )
-    return BuildRequest(attributes, options)
+    return BuildRequest(attributes, options, inputs)
 
 
 def _check_front_end(image: str) -> None:
@@ -110,7 +118,7 @@ def _prefixed(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {name.removeprefix(prefix): attributes[name] for name in sorted(attributes) if name.startswith(prefix)}
 
 
-def _refuse(attributes: Mapping[str, str]) -> None:
+def _refuse(attributes: Mapping[str, str], inputs: Mapping[str, str]) -> None:
     request = attributes.get("requestid", LINT)
     if request != LINT:
         raise Unimplemented(f"unsupported request {request}", hint="--check is built, other --call are not")
@@ -120,7 +128,8 @@ def _refuse(attributes: Mapping[str, str]) -> None:
     if "," in attributes.get("platform", ""):
         raise Unimplemented("an image for several platforms is not built", hint="one --platform for each build")
     for name, value in _prefixed(attributes, "context:").items():
-        if value.startswith(("input:", "target:", "oci-layout:")):
+        unknown = value.startswith("input:") and not inputs.get(value.removeprefix("input:"))
+        if unknown or value.startswith(("target:", "oci-layout:")):
             raise Unimplemented(
                 f"the context {name} is {value}", hint="a directory, an image or an address can be used"
             )

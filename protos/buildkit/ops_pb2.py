@@ -24,21 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/buildkit/ops.proto\x12\x02pb\"P\n\x08Platform\x12\x14\n\x0c\x41rchitecture\x18\x01 \x01(\t\x12\n\n\x02OS\x18\x02 \x01(\t\x12\x0f\n\x07Variant\x18\x03 \x01(\t\x12\x11\n\tOSVersion\x18\x04 \x01(\t\"\x19\n\nDefinition\x12\x0b\n\x03\x64\x65\x66\x18\x01 \x03(\x0c\"b\n\nSourceInfo\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\"\n\ndefinition\x18\x03 \x01(\x0b\x32\x0e.pb.Definition\x12\x10\n\x08language\x18\x04 \x01(\t\"?\n\x05Range\x12\x1b\n\x05start\x18\x01 \x01(\x0b\x32\x0c.pb.Position\x12\x19\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x0c.pb.Position\"+\n\x08Position\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x11\n\tcharacter\x18\x02 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19protos/buildkit/ops.proto\x12\x02pb\"P\n\x08Platform\x12\x14\n\x0c\x41rchitecture\x18\x01 \x01(\t\x12\n\n\x02OS\x18\x02 \x01(\t\x12\x0f\n\x07Variant\x18\x03 \x01(\t\x12\x11\n\tOSVersion\x18\x04 \x01(\t\"\x8a\x01\n\nDefinition\x12\x0b\n\x03\x64\x65\x66\x18\x01 \x03(\x0c\x12.\n\x08metadata\x18\x02 \x03(\x0b\x32\x1c.pb.Definition.MetadataEntry\x1a?\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x1d\n\x05value\x18\x02 \x01(\x0b\x32\x0e.pb.OpMetadata:\x02\x38\x01\"\x0c\n\nOpMetadata\"E\n\x02Op\x12\x19\n\x06inputs\x18\x01 \x03(\x0b\x32\t.pb.Input\x12\x1e\n\x06source\x18\x03 \x01(\x0b\x32\x0c.pb.SourceOpH\x00\x42\x04\n\x02op\"&\n\x05Input\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x03\"\x1e\n\x08SourceOp\x12\x12\n\nidentifier\x18\x01 \x01(\t\"b\n\nSourceInfo\x12\x10\n\x08\x66ilename\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\"\n\ndefinition\x18\x03 \x01(\x0b\x32\x0e.pb.Definition\x12\x10\n\x08language\x18\x04 \x01(\t\"?\n\x05Range\x12\x1b\n\x05start\x18\x01 \x01(\x0b\x32\x0c.pb.Position\x12\x19\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x0c.pb.Position\"+\n\x08Position\x12\x0c\n\x04line\x18\x01 \x01(\x05\x12\x11\n\tcharacter\x18\x02 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.buildkit.ops_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_DEFINITION_METADATAENTRY']._loaded_options = None
+  _globals['_DEFINITION_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_PLATFORM']._serialized_start=33
   _globals['_PLATFORM']._serialized_end=113
-  _globals['_DEFINITION']._serialized_start=115
-  _globals['_DEFINITION']._serialized_end=140
-  _globals['_SOURCEINFO']._serialized_start=142
-  _globals['_SOURCEINFO']._serialized_end=240
-  _globals['_RANGE']._serialized_start=242
-  _globals['_RANGE']._serialized_end=305
-  _globals['_POSITION']._serialized_start=307
-  _globals['_POSITION']._serialized_end=350
+  _globals['_DEFINITION']._serialized_start=116
+  _globals['_DEFINITION']._serialized_end=254
+  _globals['_DEFINITION_METADATAENTRY']._serialized_start=191
+  _globals['_DEFINITION_METADATAENTRY']._serialized_end=254
+  _globals['_OPMETADATA']._serialized_start=256
+  _globals['_OPMETADATA']._serialized_end=268
+  _globals['_OP']._serialized_start=270
+  _globals['_OP']._serialized_end=339
+  _globals['_INPUT']._serialized_start=341
+  _globals['_INPUT']._serialized_end=379
+  _globals['_SOURCEOP']._serialized_start=381
+  _globals['_SOURCEOP']._serialized_end=411
+  _globals['_SOURCEINFO']._serialized_start=413
+  _globals['_SOURCEINFO']._serialized_end=511
+  _globals['_RANGE']._serialized_start=513
+  _globals['_RANGE']._serialized_end=576
+  _globals['_POSITION']._serialized_start=578
+  _globals['_POSITION']._serialized_end=621
 # @@protoc_insertion_point(module_scope)

@@ -290,6 +290,23 @@ def test_what_is_not_built_is_refused_in_words(build: Buildx) -> None:
     assert "syntax=example/other is not fetched" in build(".")
 
 
+def test_targets_of_bake_are_contexts_of_each_other(build: Buildx) -> None:
+    bake = {
+        "group": {"default": {"targets": ["app"]}},
+        "target": {
+            "base": {"dockerfile-inline": "FROM busybox\nENV FROM_BASE=yes\nRUN echo base > /b\n"},
+            "app": {
+                "dockerfile-inline": "FROM mine\nCOPY --from=mine /b /copied\nRUN echo $FROM_BASE > /e\n",
+                "contexts": {"mine": "target:base"}, "tags": ["baked"],
+            },
+        },
+    }  # fmt: skip
+    build.write("docker-bake.json", json.dumps(bake))
+    done = build.run("buildx", "bake", "--progress", "plain")
+    assert done.returncode == 0, done.stderr
+    assert shown(build, "baked", "cat", "/copied", "/e") == "base\nyes\n"
+
+
 def test_checks_alone(build: Buildx) -> None:
     build.write("Dockerfile", "FROM busybox\nMAINTAINER me\nRUN false\n")
     experimental = {"BUILDX_EXPERIMENTAL": "1"}

@@ -24,6 +24,7 @@ from engine.buildkit.failures import SOURCE_TYPE, Failure, abort, failure_of, te
 from engine.buildkit.filemodes import from_go, node_of, stat_of, to_go
 from engine.buildkit.filesync import metadata
 from engine.buildkit.inputs import _expected
+from engine.buildkit.linking import definition_of, name_in, operations
 from engine.buildkit.recorder import Recorder
 from engine.buildkit.requests import CacheEntry, build_request, check_cache_exports
 from engine.buildkit.status import MAX_LOG, Status
@@ -31,6 +32,7 @@ from engine.buildkit.synced import reduced
 from engine.containers.config import Ulimit
 from oci.errors import InvalidArgument, Unimplemented
 from protos.buildkit.control_pb2 import StatusResponse
+from protos.buildkit.ops_pb2 import Definition, Op, SourceOp
 from protos.containerd.rpc_status_pb2 import Status as RpcStatus
 
 
@@ -63,6 +65,18 @@ def test_attributes_become_options() -> None:
 def test_equal_requests_are_equal_in_any_order() -> None:
     there, back = request(label__a="1", label__b="2"), request(label__b="2", label__a="1")
     assert list(there.options.labels.items()) == list(back.options.labels.items())
+
+
+def test_a_result_is_named_by_a_graph_of_ours_alone() -> None:
+    assert name_in(definition_of("a1")) == "a1"
+    other = Op(source=SourceOp(identifier="docker-image://docker.io/library/busybox")).SerializeToString()
+    for data in (other, b"\xff"):
+        definition = Definition()
+        operations(definition).append(data)
+        assert name_in(definition) == ""
+    assert build_request("dockerfile.v0", {"context:x": "input:k"}, [], {"k": "a1"}).inputs == {"k": "a1"}
+    with pytest.raises(Unimplemented, match="context x"):
+        build_request("dockerfile.v0", {"context:x": "input:k"}, [], {"k": ""})
 
 
 def test_stages_without_cache_and_contexts_from_elsewhere() -> None:
