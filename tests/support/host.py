@@ -135,11 +135,12 @@ class PrivateHost:
         """Command lines of the processes inside by outer pid, without PID 1 and without helpers of the test."""
         namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
         found: dict[int, str] = {}
+        known: dict[int, bool] = {}
         for entry in os.listdir("/proc"):
             if not entry.isdigit() or int(entry) == self.pid:
                 continue
             with contextlib.suppress(OSError):
-                if not self._within(int(entry), namespace):
+                if not self._within(int(entry), namespace, known):
                     continue
                 line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
                 state = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[0]
@@ -147,19 +148,26 @@ class PrivateHost:
         return found
 
     @staticmethod
-    def _within(pid: int, namespace: str) -> bool:
-        """Whether ``pid`` or a parent of it lives in the pid namespace: containers have namespaces of their own."""
-        while pid > 1:
+    def _within(pid: int, namespace: str, known: dict[int, bool]) -> bool:
+        """Whether ``pid`` or a parent of it lives in the pid namespace: containers have namespaces of their own.
+
+        ``known`` holds the answers of one look at the machine, which has many processes with few parents.
+        """
+        asked = []
+        while pid > 1 and pid not in known:
+            asked.append(pid)
             if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
-                return True
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        return False
+                known[pid] = True
+            else:
+                pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        known.update(dict.fromkeys(asked, known.get(pid, False)))
+        return known.get(pid, False)
 
     def inner_pid(self, pid: int) -> str:
         """The number the process ``pid`` has inside this host; empty when it has gone or lives elsewhere."""
         with contextlib.suppress(OSError):
             # The number alone tells nothing: each host on this machine has a process 17.
-            if self._within(pid, os.readlink(f"/proc/{self.pid}/ns/pid")):
+            if self._within(pid, os.readlink(f"/proc/{self.pid}/ns/pid"), {}):
                 return nspid(pid)[len(nspid(self.pid)) - 1]
         return ""
 
