@@ -154,7 +154,8 @@ class StreamingService(streaming_pb2_grpc.StreamingServicer):
         stream = Stream(context)
         self._streams.add(where, init.id, stream)
         try:
-            await reader.write(pack(Empty()))
+            # The client may have this answer and use the stream before the write returns: others wait for its turn.
+            await stream.send(Empty())
             await stream.closed.wait()
         finally:
             stream.close()
