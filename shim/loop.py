@@ -57,10 +57,10 @@ class Loop:
         self._timer_number += 1
         heapq.heappush(self._timers, _Timer(time.monotonic() + seconds, self._timer_number, callback))
 
-    def watch_children(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` after a child has changed state (SIGCHLD)."""
+    def watch_children(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` after a child has changed state (SIGCHLD). Returns what puts an end to that."""
         read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        before = signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
         def woken(_events: int) -> None:
@@ -68,7 +68,15 @@ class Loop:
                 os.read(read_end, 4096)
             callback()
 
+        def end() -> None:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, before)
+            self.unwatch(read_end)
+            for descriptor in (read_end, write_end):
+                os.close(descriptor)
+
         self.watch(read_end, READ, woken)
+        return end
 
     def run(self) -> None:
         """Serve until ``stop``."""

@@ -1,8 +1,8 @@
 """A container's life played through in the zygote, with nothing in it.
 
 Rule: it is done for its traces only. What the interpreter writes down when code first runs (specialised instructions,
-hashes, method caches, patterns) is then shared by all shims instead of being half a megabyte of each. No process is
-started, signalled or waited for, and a rehearsal that fails costs memory and nothing else.
+hashes, method caches, patterns) is then shared by all shims instead of being half a megabyte of each. The only
+processes are forks in which the runtime does nothing, and a rehearsal that fails costs memory and nothing else.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ import contextlib
 import os
 import shutil
 import socket
-import tempfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from protos import fdpass, ttrpc
 from protos.shim_messages import TASK_METHODS
 from protos.wire import Values
 from runc_py.runtime import Launched
 from shim import main, runtimes
-from shim.bundle import Bundle
+from shim.apart import Answer
+from shim.bundle import Bundle, claim
 from shim.config import ShimConfig
 from shim.container import Container
 from shim.loop import Loop
@@ -30,7 +29,7 @@ from shim.server import Server
 from shim.service import TaskService
 from shim.stdio import Uris
 
-_ROUNDS = 10
+_ROUNDS = 12
 """CPython 3.11 specialises code after eight calls."""
 
 _ID = "rehearsal"
@@ -39,8 +38,10 @@ _SERVICE = "containerd.task.v2.Task"
 
 def rehearse(directory: str) -> None:
     """Play a few lives in a temporary directory below ``directory``."""
-    scratch = tempfile.mkdtemp(prefix=".r", dir=directory)
+    scratch = f"{directory}/.r{os.getpid()}"  # without tempfile: it brings random, which every fork would seed anew
+    shutil.rmtree(scratch, ignore_errors=True)
     try:
+        os.mkdir(scratch, 0o700)
         for number in range(_ROUNDS):
             os.mkdir(f"{scratch}/{number}")
             _Rehearsal(f"{scratch}/{number}").play()
@@ -52,17 +53,20 @@ def rehearse(directory: str) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class _Stub:
-    """A runtime whose containers are this process."""
+class _Runtime(runtimes.InProcess):
+    """Ours, with containers that are this process."""
 
-    def create(self, _request: runtimes.CreateRequest) -> Launched:
-        return Launched(os.getpid(), os.pidfd_open(os.getpid()), None)
+    def _create(self, _request: runtimes.CreateRequest) -> Launched:
+        return Launched(os.getppid(), os.pidfd_open(os.getppid()), None)
 
-    def start(self, _container_id: str, *, resume: bool = False) -> None:
-        """Nothing runs."""
+    def _start(self, _container_id: str, _resume: bool) -> Answer:
+        return {}, ()
 
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"the rehearsal has no {name}")
+    def start(self, container_id: str, *, resume: bool = False) -> None:
+        fork = self._kept
+        super().start(container_id, resume=resume)
+        assert fork is not None
+        fork.dismiss()  # waited for by its pid: how other children of the zygote ended is the zygote's to know
 
 
 class _Service(TaskService):
@@ -72,7 +76,7 @@ class _Service(TaskService):
         return Container(
             container_id,
             Bundle(bundle_path),
-            _Stub(),
+            _Runtime(scratch, "cgroupfs", bundle_path),
             Process("", uris),
             loop=self.loop,
             parking=Parking(self.loop, "", container_id),
@@ -96,8 +100,10 @@ class _Rehearsal:
             events = stack.enter_context(main.listen(f"{where}/e"))
             listener = stack.enter_context(main.listen(f"{where}/s"))
             config = ShimConfig("ns", _ID, where, f"{where}/c", f"{where}/e", "", "", f"{where}/s")
-            main.write_files(config)
+            stack.enter_context(_claimed(where))
             service = _Service(self._loop, config)
+            stack.callback(self._loop.watch_children(_nobody))
+            main.write_files(config)
             server = Server(self._loop, listener, service)
             stack.callback(server.close)
             stack.callback(_close, service)
@@ -133,6 +139,21 @@ class _Rehearsal:
     def _turn(self) -> None:
         self._loop.call_later(0.0, self._loop.stop)
         self._loop.run()
+
+
+@contextlib.contextmanager
+def _claimed(bundle: str) -> Iterator[None]:
+    descriptor = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(descriptor)
+    claim(bundle)  # a shim holds its lock for life: it has got the lowest free descriptor, which is that one
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _nobody() -> None:
+    """Has no children."""
 
 
 def _close(service: TaskService) -> None:
