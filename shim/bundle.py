@@ -23,6 +23,8 @@ ADDED, CREATED, STARTING, STARTED = "added", "created", "starting", "started"
 """Phases of a process. ``STARTING`` is on disk before the runtime is told, ``STARTED`` after the event is queued, so a
 replacement shim finds no start that nobody will tell of."""
 
+RESTORED = "restored"
+"""The file that tells of a container made of a checkpoint."""
 
 _EVICTION_ROUNDS = 2000
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -114,6 +116,14 @@ class Bundle:
         """What Create asked for; ``None`` when it never came to that."""
         value = read_json(f"{self.path}/options.json")
         return value if isinstance(value, dict) else None
+
+    def mark_restored(self) -> None:
+        """Note that init comes from a checkpoint: it runs without being started."""
+        os.close(os.open(f"{self.path}/{RESTORED}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+    def restored(self) -> bool:
+        """Whether init comes from a checkpoint."""
+        return os.path.exists(f"{self.path}/{RESTORED}")
 
     def write_process(self, record: ProcessRecord) -> None:
         """Record a process that has a pid now (or, with pid 0, an exec that is only added)."""

@@ -96,6 +96,18 @@ class CommandLine:
             mounts.unmount_rootfs(rootfs)
             raise
 
+    def restore(self, request: CreateRequest, path: str) -> Launched:
+        if request.stdio is None:
+            raise errors.Unimplemented(f"{request.container_id}: a container with a terminal cannot be restored")
+        rootfs = f"{self._bundle}/rootfs"
+        mounts.mount_rootfs(rootfs, request.rootfs)
+        try:
+            verb = ["restore", "--detach", "--bundle", self._bundle, "--image-path", path, "--work-path", self._bundle]
+            return self._launch(request.stdio, verb, request.container_id)
+        except BaseException:
+            mounts.unmount_rootfs(rootfs)
+            raise
+
     def _launch(self, stdio: Stdio | None, verb: list[str], container_id: str) -> Launched:
         pid_file = f"{self._bundle}/runtime.pid"
         with contextlib.suppress(FileNotFoundError):

@@ -80,13 +80,20 @@ class Container:
             raise errors.NotFound(f"process {exec_id} does not exist in task {self.container_id}")
         return found
 
-    def create(self, rootfs: list[Values], options: Values) -> None:
-        """Make the container; its init waits afterwards. Leaves nothing behind on failure."""
+    def create(self, rootfs: list[Values], options: Values, checkpoint: str = "") -> None:
+        """Make the container; its init waits afterwards. Leaves nothing behind on failure.
+
+        What is restored from the directory ``checkpoint`` goes on at once: its start only says so.
+        """
         init = self.init
         init.io = ProcessIO.open(self._loop, init.uris, self._owner(self.container_id))
         request = CreateRequest(self.container_id, self.bundle.path, init.io.stdio, rootfs, options)
         try:
-            launched = self.runtime.create(request)
+            if checkpoint:
+                self.bundle.mark_restored()
+                launched = self.runtime.restore(request, checkpoint)
+            else:
+                launched = self.runtime.create(request)
         except BaseException:
             init.close()
             raise
@@ -120,7 +127,8 @@ class Container:
             raise errors.FailedPrecondition(f"task {self.container_id} is already started")
         self._enter(self.init, STARTING)
         try:
-            self.runtime.start(self.container_id)
+            if not self.bundle.restored():
+                self.runtime.start(self.container_id)
         except BaseException:
             self._enter(self.init, CREATED)
             raise

@@ -13,7 +13,7 @@ import stat
 from oci import errors
 from protos.rawlog import STREAM_NAMES
 from protos.shim_messages import STATUS_CREATED, STATUS_PAUSED, STATUS_RUNNING
-from shim.bundle import STARTING, Bundle, ProcessRecord, start_ticks
+from shim.bundle import CREATED, STARTING, Bundle, ProcessRecord, start_ticks
 from shim.container import Container
 from shim.io import ProcessIO
 from shim.loop import report
@@ -77,6 +77,8 @@ def _restore_status(container: Container) -> None:
         report(f"the runtime does not know {container.container_id}: {error}: it counts as running")
         status = "running"
     container.init.status = _STATUS.get(status, STATUS_RUNNING)
+    if container.init.phase == CREATED and container.bundle.restored() and container.init.status == STATUS_RUNNING:
+        container.init.status = STATUS_CREATED  # it goes on already, but nobody has said so
     if container.init.phase == STARTING and container.init.status != STATUS_CREATED:
         _finish_start(container)
 

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from oci import errors
 from protos.shim_messages import RUNC_OPTIONS
@@ -19,6 +19,10 @@ from protos.wire import Values
 from runc_py import errors as runc_errors
 from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
 from shim.apart import Answer, Kept, Killed, apart, apart_kept
+from shim.bundle import Bundle
+
+if TYPE_CHECKING:
+    from shim.commandline import CommandLine
 
 OWN_NAMES = ("", "runc-py")
 """Values of ``Options.binary_name`` that mean the runtime in this process."""
@@ -56,6 +60,9 @@ class TaskRuntime(Protocol):
 
     def create(self, request: CreateRequest) -> Launched:
         """Make a container whose init waits; ``stdio`` None means that the spec asks for a terminal."""
+
+    def restore(self, request: CreateRequest, path: str) -> Launched:
+        """Make a container of the checkpoint in the directory ``path``; its processes go on at once."""
 
     def start(self, container_id: str, *, resume: bool = False) -> None:
         """Let init execute the program; ``resume``: carry on where a start may have been killed."""
@@ -150,6 +157,10 @@ class InProcess:
                 no_new_keyring=request.no_new_keyring,
             )
 
+    def restore(self, request: CreateRequest, path: str) -> Launched:
+        """By our command line, with the rootfs where criu finds it."""
+        return self._by_command(f"restore {request.container_id}", request.bundle).restore(request, path)
+
     def start(self, container_id: str, *, resume: bool = False) -> None:
         kept, self._kept = self._kept, None
         if kept is not None:
@@ -189,6 +200,10 @@ class InProcess:
     def delete(self, container_id: str) -> None:
         with _translated():
             self._runtime.delete(container_id, force=True)
+        if Bundle(self._bundle).restored():
+            from shim import mounts
+
+            mounts.unmount_rootfs(f"{self._bundle}/rootfs")
 
     def pids(self, container_id: str) -> Sequence[int]:
         with _translated():
@@ -208,16 +223,17 @@ class InProcess:
 
     def checkpoint(self, container_id: str, path: str, options: Values) -> None:
         """By our command line: CRIU takes seconds and memory, which this process shall not grow by."""
+        scratch = os.path.dirname(path)
+        self._by_command(f"checkpoint {container_id}", scratch).checkpoint(container_id, path, options)
+
+    def _by_command(self, what: str, scratch: str) -> CommandLine:
         from shim.commandline import CommandLine
 
         if shutil.which("criu") is None:
-            raise errors.FailedPrecondition(
-                f"cannot checkpoint {container_id}: criu is not installed", hint="install the package criu"
-            )
-        scratch = os.path.dirname(path)
+            raise errors.FailedPrecondition(f"cannot {what}: criu is not installed", hint="install the package criu")
         installed = f"{os.path.dirname(sys.executable)}/runc-py"
         program = installed if os.access(installed, os.X_OK) else "runc-py"
-        CommandLine(program, self._root, self._systemd, scratch, scratch).checkpoint(container_id, path, options)
+        return CommandLine(program, self._root, self._systemd, scratch, scratch)
 
     def stats(self, container_id: str) -> dict[str, Any]:
         with _translated():

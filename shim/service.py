@@ -121,14 +121,12 @@ class TaskService:
         container_id = request["id"]
         if container_id in self.containers:
             raise errors.AlreadyExists(f"task {container_id} already exists")
-        if request["checkpoint"]:
-            raise errors.Unimplemented("restoring a container from a checkpoint is not built")
         options = _runc_options(request["options"])
         uris = _uris(request)
         container = self.new_container(container_id, request["bundle"], uris, options)
         kept = {"uris": uris, "rootfs": request["rootfs"], "options": options}
         container.bundle.write_options(kept)
-        container.create(request["rootfs"], options)
+        container.create(request["rootfs"], options, request["checkpoint"])
         self.containers[container_id] = container
         return {"pid": container.init.pid}
 

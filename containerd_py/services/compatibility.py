@@ -27,9 +27,7 @@ LIMITS: dict[tuple[str, str], str] = {
         "containerd.services.tasks.v1.Tasks",
         "Checkpoint",
     ): "works where criu does; into the content store or a directory",
-    ("containerd.services.tasks.v1.Tasks", "Create"): (
-        "works; of a checkpoint with `io.containerd.runc.v2` and where criu does, our shim refuses it"
-    ),
+    ("containerd.services.tasks.v1.Tasks", "Create"): "works; of a checkpoint where criu does, without a terminal",
     ("containerd.services.tasks.v1.Tasks", "Metrics"): "works; filters: `id==ID`",
     ("containerd.services.transfer.v1.Transfer", "Transfer"): "works: pull, push, tag, import, export",
 }
