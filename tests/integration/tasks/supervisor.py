@@ -137,14 +137,15 @@ class Supervisor:
         return done
 
     def shim_pid(self, id: str) -> int:
-        """Outer pid of the shim of ``id``: the parent of the container's first process."""
-        init = self.init_pid(id)
-        stat = Path(f"/proc/{init}/stat").read_text().rpartition(")")[2].split()
-        return int(stat[1])
+        """Outer pid of the shim of ``id``. Not by init's parent: that may still be the fork which started it."""
+        return self._noted(id, "shim.pid")
 
     def init_pid(self, id: str) -> int:
         """Outer pid of the container's first process."""
-        inner = (self.bundle(id) / "init.pid").read_text().strip()
+        return self._noted(id, "init.pid")
+
+    def _noted(self, id: str, name: str) -> int:
+        inner = (self.bundle(id) / name).read_text().strip()
         return next(pid for pid in self.host.processes() if self.host.inner_pid(pid) == inner)
 
     def bundle(self, id: str) -> Path:
