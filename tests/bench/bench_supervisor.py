@@ -32,6 +32,8 @@ IDLE_SECONDS = 3.0
 ROUNDS = 3
 DAEMONS = {"gantry": ("engine.main", "containerd_py.main"), "docker.io": ("dockerd --host", "containerd --config")}
 """What of an engine's processes is its daemons: a part of their command lines."""
+HELPERS = {"gantry": ("from shim.zygote",), "docker.io": ()}
+"""What runs beside them without any container: our zygote, its spare, the keeper."""
 
 
 class Memory(NamedTuple):
@@ -177,8 +179,11 @@ def daemons() -> None:
             peer.docker("version")
         time.sleep(IDLE_SECONDS)
         figures = [figure(peer.name, [sum(memory(pid).rss for pid in _daemons(peer))], 1e-6) for peer in peers]
+        share = [figure(peer.name, [sum(memory(pid).pss for pid in _everything(peer))], 1e-6) for peer in peers]
     title = "Resident memory of the idle daemons (engine and supervisor)"
     emit(Result("daemons-rss", title, "MB", tuple(figures), {"docker.io": 0.6}))
+    title = "PSS of all that an idle engine keeps running, pages shared among them counted once"
+    emit(Result("engine-pss", title, "MB", tuple(share), {"docker.io": 1.0}))
 
 
 def _daemons(peer: Peer) -> list[int]:
@@ -187,6 +192,13 @@ def _daemons(peer: Peer) -> list[int]:
     found = [pid for pid, line in lines if any(word in line for word in wanted) and "nsenter" not in line]
     assert len(found) == len(wanted), f"{peer.name}: {found} of {dict(lines)}"
     return found
+
+
+def _everything(peer: Peer) -> list[int]:
+    """The daemons and their helpers."""
+    words = HELPERS[peer.name]
+    lines = peer.host.processes().items()
+    return _daemons(peer) + [pid for pid, line in lines if any(word in line for word in words)]
 
 
 def main() -> int:
