@@ -13,12 +13,14 @@ from functools import partial
 
 from tests.bench.measure import Row, figures, interleaved
 from tests.bench.peers import Gantry, Peer, dockerd, gantry
-from tests.bench.results import Result, emit
+from tests.bench.results import Result, emit, figure
 from tests.support.host import wait_for
 from tests.support.images import busybox_rootfs
 
 ROUNDS = 7
 REMOVED = 100
+LINE = 100
+"""Bytes of a line of log, its end included."""
 LIVES = 1000
 CREATE = '{"Image":"busybox","Cmd":["true"],"HostConfig":{"NetworkMode":"none"}}'
 
@@ -94,29 +96,37 @@ def _remove(peer: Peer) -> None:
 
 
 def _logs(peers: tuple[Peer, ...], megabytes: int) -> None:
-    """A log of so many megabytes, written and then read."""
-    line = "x" * 99
-    script = f"yes {line} | head -c {megabytes << 20}"
-    _once(
-        "log-write",
-        f"write {megabytes} MB of log",
-        peers,
-        lambda peer: (
-            peer.docker("run", "--name", "talker", "--network", "none", "-d", "busybox", "sh", "-c", script)
-            and peer.docker("wait", "talker")
-        ),
-    )
-    size = megabytes << 20
-    _once(
-        "logs",
-        f"docker logs of {megabytes} MB",
-        peers,
-        lambda peer: wait_for(
-            lambda: int(_api(peer, f"docker -H {peer.url} logs talker | wc -c")) >= size, "the log", 1800
-        ),
-    )
+    """A log of so many megabytes, written by nobody's leave, then followed; and as much to an attached client."""
+    script = f"yes {'x' * (LINE - 1)} | head -c {megabytes << 20}"
+
+    def read(peer: Peer, command: str) -> None:
+        count = f"docker -H {peer.url} {command} | wc -c"
+        wait_for(lambda: int(_api(peer, count)) >= megabytes << 20, "all of it", 1800)
+
+    def written(peer: Peer) -> None:
+        peer.docker("run", "--name", "talker", "--network", "none", "-d", "busybox", "sh", "-c", script)
+        peer.docker("wait", "talker")
+
+    attached = f"run --rm --network none busybox sh -c '{script}'"
+    _rates("log-write", "log written", peers, megabytes, written)
+    _rates("logs", "docker logs --follow", peers, megabytes, lambda peer: read(peer, "logs --follow talker"))
+    _rates("attach", "output of an attached docker run", peers, megabytes, lambda peer: read(peer, attached))
     for peer in peers:
         peer.docker("rm", "talker")
+
+
+def _rates(name: str, what: str, peers: tuple[Peer, ...], megabytes: int, work: Callable[[Peer], object]) -> None:
+    """Megabytes a second of ``work``, once by each, and thousands of lines a second in the note."""
+    found = []
+    for peer in peers:
+        began = time.perf_counter()
+        work(peer)
+        found.append((peer.name, megabytes * 1.048576 / (time.perf_counter() - began)))
+    rates = tuple(figure(contender, [rate]) for contender, rate in found)
+    lines = ", ".join(f"{contender} {rate / LINE * 1e3:.0f}" for contender, rate in found)
+    note = f"Thousands of lines a second, {LINE} bytes each: {lines}."
+    title = f"{what}, {megabytes} MB"
+    emit(Result(f"engine-{name}", title, "MB/s", rates, {"docker.io": 1.0}, higher_is_better=True, note=note))
 
 
 def _events(peers: tuple[Peer, ...], lives: int) -> None:
