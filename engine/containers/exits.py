@@ -106,7 +106,7 @@ class Exits:
     async def _subscribed(self, found: Any, first: asyncio.Future[None], again: bool) -> None:
         namespace = self._registry.backend.namespace
         topics = ("/tasks/exit", "/tasks/oom")
-        request = events_pb2.SubscribeRequest(filters=[f"namespace=={namespace},topic=={topic}" for topic in topics])
+        request = events_pb2.SubscribeRequest(filters=[f'namespace=={namespace},topic=="{topic}"' for topic in topics])
         call = self._registry.backend.events.Subscribe(request, wait_for_ready=True)
         try:
             # Ours answers at once; the original containerd sends no header before the first event.
