@@ -15,7 +15,6 @@ from engine.build.cache import Prune
 from engine.build.options import BuildOptions
 from engine.build.service import BuildService
 from engine.buildkit import exporting
-from engine.buildkit.contents import ContentStores
 from engine.buildkit.exporting import Export
 from engine.buildkit.failures import Failure, abort, failure_of
 from engine.buildkit.jobs import BuildFailed, Job, Jobs
@@ -52,13 +51,10 @@ def version() -> worker_pb2.BuildkitVersion:
 class Control(control_pb2_grpc.ControlServicer):
     """The service."""
 
-    def __init__(
-        self, builds: BuildService, jobs: Jobs, sessions: Sessions, contents: ContentStores, platform: Platform
-    ) -> None:
+    def __init__(self, builds: BuildService, jobs: Jobs, sessions: Sessions, platform: Platform) -> None:
         self._builds = builds
         self._jobs = jobs
         self._sessions = sessions
-        self._contents = contents
         self._worker = worker(platform)
 
     async def ListWorkers(self, request: Any, context: Any) -> control_pb2.ListWorkersResponse:
@@ -134,8 +130,6 @@ class Control(control_pb2_grpc.ControlServicer):
         before = {entry.id: self._record(entry) for entry in self._builds.cache.entries()}
         deleted, freed = await self._builds.prune(wanted, every=request.all)
         freed -= sum(before[name].Size for name in deleted if name in before)
-        if wanted.everything:
-            freed += self._contents.clear()
         for name in deleted:
             if name in before:
                 yield before[name]

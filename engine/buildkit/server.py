@@ -40,7 +40,8 @@ class GrpcServer:
         self._contents = ContentStores(builds.spool)
         self._jobs = Jobs(builds, self.sessions, self._contents, directory)
         self._server = grpc.aio.server(options=OPTIONS)
-        control = Control(builds, self._jobs, self.sessions, self._contents, platform)
+        control = Control(builds, self._jobs, self.sessions, platform)
+        builds.spares.append(self._contents.clear)
         # The generated stubs are those of blocking servers.
         add: Any = control_pb2_grpc.add_ControlServicer_to_server
         add(control, self._server)

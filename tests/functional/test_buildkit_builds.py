@@ -326,3 +326,12 @@ def test_the_classic_builder_still_works(build: Buildx) -> None:
     build.write("Dockerfile", "FROM busybox\nRUN echo classic\n")
     done = build.run("build", ".", environment={"DOCKER_BUILDKIT": "0"})
     assert done.returncode == 0 and "Successfully built" in done.stdout
+
+
+def test_pruning_everything_forgets_received_contexts(build: Buildx) -> None:
+    build.write("Dockerfile", "FROM busybox\nCOPY f /f\n")
+    build.write("f", "0123456789" * 100_000)
+    os.utime(build.context / "f", ns=(1, 10**18 + 1))
+    assert _sent(build(".")) == _sent(build("--no-cache", ".")) + 1_000_000
+    build.engine.docker("builder", "prune", "-af")
+    assert _sent(build(".")) == 1_000_000
