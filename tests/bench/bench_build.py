@@ -5,7 +5,11 @@ Run as root: ``python -m tests.bench.bench_build [ROUNDS]``. Exits 1 when a goal
 
 from __future__ import annotations
 
+import http.client
+import io
+import socket
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +60,36 @@ def through_docker(peer: Peer) -> Build:
     return build
 
 
+class _Engine(http.client.HTTPConnection):
+    """A connection to a peer's socket, which may lie on a file system of its host alone."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__("engine", timeout=300)
+        self._path = f"/proc/{peer.host.pid}/root{peer.url.removeprefix('unix://')}"
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+def through_api(peer: Peer) -> Build:
+    """The same request as the client's, without a client to start: what the engine itself takes."""
+
+    def build(context: Path, fresh: bool) -> object:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(context, ".")
+        engine = _Engine(peer)
+        headers = {"Content-Type": "application/x-tar"}
+        engine.request("POST", f"/build?version=1&nocache={int(fresh)}", packed.getvalue(), headers)
+        answer = engine.getresponse().read()
+        engine.close()
+        assert b"Successfully built" in answer, answer[-500:]
+        return answer
+
+    return build
+
+
 @contextmanager
 def buildah() -> Iterator[Build]:
     """Debian's buildah in a private host of its own, with a busybox image.
@@ -84,21 +118,24 @@ def main() -> int:
         for peer in (ours, theirs):
             peer.docker("import", "-", "busybox:latest", stdin=busybox_rootfs())
         builders = {"gantry": through_docker(ours), "docker.io": through_docker(theirs), "buildah": third}
-        results = list(measured(builders, Path(base), rounds))
+        engines = {"gantry": through_api(ours), "docker.io": through_api(theirs)}
+        results = list(measured(builders, engines, Path(base), rounds))
     lines = [line for result in results for line in missed(result)]
     print("\n".join(lines))
     return 1 if lines else 0
 
 
-def measured(builders: dict[str, Build], base: Path, rounds: int) -> Iterator[Result]:
+def measured(builders: dict[str, Build], engines: dict[str, Build], base: Path, rounds: int) -> Iterator[Result]:
     """Every measurement, emitted as it is known."""
     for name in ("steps", "stages"):
         (base / name).mkdir()
     steps, stages = Context(base / "steps"), independent(base / "stages")
 
-    def row(key: str, title: str, work: Callable[[Build], object], goal: float | None, warmup: int = 1) -> Result:
-        contenders = {name: (lambda build=build: work(build)) for name, build in builders.items()}
-        rows = interleaved(contenders, rounds, warmup=warmup)
+    def row(
+        key: str, title: str, work: Callable[[Build], object], goal: float | None, among: dict[str, Build] = builders
+    ) -> Result:
+        contenders = {name: (lambda build=build: work(build)) for name, build in among.items()}
+        rows = interleaved(contenders, rounds, warmup=1)
         return emit(Result(f"build-{key}", title, "ms", figures(rows), {"docker.io": goal} if goal else {}))
 
     def changed(number: int) -> Callable[[Build], object]:
@@ -110,6 +147,9 @@ def measured(builders: dict[str, Build], base: Path, rounds: int) -> Iterator[Re
 
     yield row("cold", f"cold build of {STEPS} steps", lambda build: build(steps.root, True), 0.8)
     yield row("noop", f"no-op rebuild of {STEPS} steps", lambda build: build(steps.root, False), 0.5)
+    yield row(
+        "engine", f"no-op rebuild of {STEPS} steps, without a client", lambda b: b(steps.root, False), 0.5, engines
+    )
     yield row("late", "one file changed late", changed(STEPS // 2 - 1), None)
     yield row("early", "one file changed early", changed(0), None)
     yield row("stages", "four independent stages", lambda build: build(stages, True), None)
