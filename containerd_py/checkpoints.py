@@ -45,14 +45,17 @@ class Checkpoints:
         """What ``dump`` writes into the directory it is given, and the container's spec, as two blobs."""
         spec = self._containers.get(where, id).spec.SerializeToString()
         os.makedirs(self._directory, 0o700, exist_ok=True)
-        images = await asyncio.to_thread(tempfile.mkdtemp, prefix="checkpoint-", dir=self._directory)
+        # A directory below one of our own: runtimes leave their logs beside the images.
+        work = await asyncio.to_thread(tempfile.mkdtemp, prefix="checkpoint-", dir=self._directory)
+        images = f"{work}/images"
+        os.mkdir(images, 0o700)
         try:
             await dump(images)
             mount = Mount("bind", images, options=("ro", "rbind"))
             files = await write_layer(self._content, self._workers, where, [], [mount], media_type=MEDIA_LAYER)
             config = await asyncio.to_thread(self._put, where, spec)
         finally:
-            await asyncio.to_thread(shutil.rmtree, images, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
         return [
             types_pb2.Descriptor(media_type=MEDIA_FILES, digest=files.digest, size=files.size),
             types_pb2.Descriptor(media_type=MEDIA_SPEC, digest=config, size=len(spec)),

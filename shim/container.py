@@ -322,8 +322,8 @@ class Container:
         self._publisher.publish(messages.TASK_RESUMED, {"container_id": self.container_id})
 
     def checkpoint(self, path: str, options: Values) -> None:
-        """Write the container's processes to ``path``."""
-        if self.init.status != STATUS_RUNNING:
+        """Write the container's processes to ``path``; containerd's client pauses them first."""
+        if self.init.status not in (STATUS_RUNNING, STATUS_PAUSED):
             raise errors.FailedPrecondition(f"task {self.container_id} is not running")
         self.runtime.checkpoint(self.container_id, path, options)
         self._publisher.publish(messages.TASK_CHECKPOINTED, {"container_id": self.container_id, "checkpoint": path})

@@ -130,6 +130,22 @@ def test_a_terminal(ctr: Ctr) -> None:
     ctr.check("containers", "delete", "tty2")
 
 
+def test_a_checkpoint_is_made_or_criu_says_why_not(ctr: Ctr) -> None:
+    """``ctr`` pauses the task for it, and lets it go on whatever came of it."""
+    ctr.check("run", "--detach", *RUN[2:], "--rootfs", str(ctr.daemon.lower), "k1", "sleep", "100")
+    done = ctr.run("tasks", "checkpoint", "k1")
+    if done.returncode:
+        assert "criu" in done.stderr
+        assert ctr.check("content", "list", "--quiet") == ""
+    else:
+        assert "k1" in ctr.check("images", "list", "--quiet")
+    assert "RUNNING" in ctr.check("tasks", "list")
+    ctr.check("tasks", "delete", "--force", "k1")
+    ctr.check("containers", "delete", "k1")
+    for name in ctr.check("images", "list", "--quiet").split():
+        ctr.check("images", "remove", "--sync", name)
+
+
 def test_containers_by_hand(ctr: Ctr) -> None:
     rootfs = str(ctr.daemon.lower)
     ctr.check("containers", "create", "--runtime", OWN_RUNTIME, "--env", "PATH=/bin", "--rootfs", rootfs, "h1", "id")

@@ -49,6 +49,7 @@ def test_there_and_back(stores: Stores, checkpoints: Checkpoints, tmp_path: Path
 def test_a_dump_that_fails_leaves_nothing(stores: Stores, checkpoints: Checkpoints) -> None:
     async def dump(directory: str) -> None:
         Path(directory, "half.img").write_bytes(b"x")
+        Path(directory).with_name("log.json").write_text("{}")
         raise FailedPrecondition("criu is not installed")
 
     with pytest.raises(FailedPrecondition, match="criu is not installed"):

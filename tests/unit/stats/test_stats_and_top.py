@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.containers.stats_metrics import METRICS_V1, METRICS_V2, V1, V2, decode, parse_net_dev, system_cpu
+from engine.containers.stats_metrics import decode, parse_net_dev, system_cpu
 from engine.containers.top import parse_ps
 from oci.errors import Internal
+from protos.cgroup_metrics import METRICS_V1, METRICS_V2, V1, V2
 from shim import metrics
 
 RAW = {
