@@ -101,7 +101,7 @@ class Job:
             self.stack.callback(client.close)
             inputs = await loader.load(request)
             source = inputs.source
-            recorder = Recorder(self.status, inputs.loaded, request.filename, source)
+            recorder = Recorder(self.status, inputs.loaded, request.filename, source, request.named)
             options = msgspec.structs.replace(request.options, allowed=self.allowed)
             solving = self._parts.builds.solved(source, inputs.context, options, recorder, client)
             built = await self.stack.enter_async_context(solving)

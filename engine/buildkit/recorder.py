@@ -5,6 +5,8 @@ Rule: only what makes files has a vertex (a base, RUN, COPY, ADD, WORKDIR), numb
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from engine.build.dockerfile.errors import Warning
 from engine.build.dockerfile.instructions import Run, Transfer, Typed
 from engine.build.plan import SCRATCH, Plan, Stage
@@ -12,22 +14,32 @@ from engine.build.progress import Json, Progress, StageLog, Step
 from engine.buildkit.failures import CANCELED
 from engine.buildkit.status import Status, Vertex
 from oci import reference as references
-from oci.errors import InvalidArgument
+from oci.errors import InvalidArgument, Unimplemented
 
 
 class Recorder(Progress):
     """Events of one build, told to a ``Status``. ``loaded`` is the Dockerfile's vertex, which warnings belong to."""
 
-    def __init__(self, status: Status, loaded: Vertex, filename: str, source: bytes) -> None:
+    def __init__(
+        self, status: Status, loaded: Vertex, filename: str, source: bytes, contexts: Collection[str] = ()
+    ) -> None:
+        """``contexts``: names of contexts that the client gives."""
         super().__init__(steps=True)
         self._status = status
         self._loaded = loaded
         self._filename, self._source = filename, source
+        self._contexts = contexts
         self._vertexes: dict[int, Vertex] = {}
         self._failed: Vertex | None = None
 
     def planned(self, plan: Plan) -> None:
-        """Tell of all steps before the first begins, so that displays know how many there are."""
+        """Tell of all steps before the first begins, so that displays know how many there are.
+
+        Raises ``Unimplemented`` for a context in place of a stage.
+        """
+        for stage in plan.stages:
+            if stage.name and stage.name in self._contexts:
+                raise Unimplemented(f"the context {stage.name} has the name of a stage", hint="give it another name")
         number = 0
         for stage in (plan.stages[n] for n in plan.needed):
             shown = {at: name for at, name in enumerate(_names(stage)) if name}

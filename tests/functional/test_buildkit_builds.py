@@ -172,6 +172,8 @@ def test_named_contexts_replace_images_and_give_files(build: Buildx, tmp_path: P
     build.write("Dockerfile", "FROM base\nCOPY --from=lib . /lib-files\n")
     contexts = ["--build-context", f"lib={tmp_path}/other", "--build-context", "base=docker-image://busybox"]
     build(*contexts, "-t", "named", ".")
+    build.write("other.Dockerfile", "FROM busybox AS lib\nFROM busybox\nCOPY --from=lib /bin/sh /x\n")
+    assert "the context lib has the name of a stage" in build.fails(*contexts, "-f", "other.Dockerfile", ".")
     assert shown(build, "named", "ls", "-A", "/lib-files").split() == [".dockerignore", "file"]
 
 
