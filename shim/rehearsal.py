@@ -1,8 +1,8 @@
 """A container's life played through in the zygote, with nothing in it.
 
 Rule: it is done for its traces only. What the interpreter writes down when code first runs (specialised instructions,
-hashes, method caches, patterns) is then shared by all shims instead of being half a megabyte of each. The only
-processes are forks in which the runtime does nothing, and a rehearsal that fails costs memory and nothing else.
+hashes, method caches, patterns) is then shared by all shims instead of being half a megabyte of each. No process is
+started, signalled or waited for, and a rehearsal that fails costs memory and nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from protos.shim_messages import TASK_METHODS
 from protos.wire import Values
 from runc_py.runtime import Launched
 from shim import main, runtimes
-from shim.apart import Answer
 from shim.bundle import Bundle, claim
 from shim.config import ShimConfig
 from shim.container import Container
@@ -54,19 +53,13 @@ def rehearse(directory: str) -> None:
 
 
 class _Runtime(runtimes.InProcess):
-    """Ours, with containers that are this process."""
+    """Ours, with containers that are this process, made without a fork."""
 
-    def _create(self, _request: runtimes.CreateRequest) -> Launched:
-        return Launched(os.getppid(), os.pidfd_open(os.getppid()), None)
+    def create(self, _request: runtimes.CreateRequest) -> Launched:
+        return Launched(os.getpid(), os.pidfd_open(os.getpid()), None)
 
-    def _start(self, _container_id: str, _resume: bool) -> Answer:
-        return {}, ()
-
-    def start(self, container_id: str, *, resume: bool = False) -> None:
-        fork = self._kept
-        super().start(container_id, resume=resume)
-        assert fork is not None
-        fork.dismiss()  # waited for by its pid: how other children of the zygote ended is the zygote's to know
+    def start(self, _container_id: str, *, resume: bool = False) -> None:
+        """Nothing runs."""
 
 
 class _Service(TaskService):
