@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -22,6 +23,9 @@ from tests.support.engine import Engine
 from tests.support.host import REPOSITORY
 
 SECONDS = 20
+EXPLORING = os.environ.get("GANTRY_FUZZ", "")
+"""How many requests of new kinds to send; without it the same ones are sent each time."""
+EXAMPLES = int(EXPLORING or 400)
 LEFT_OUT = frozenset({"/gantry/down", "/gantry/images/bootstrap"})
 """They end the engine or build a whole distribution, as they should."""
 
@@ -126,7 +130,9 @@ def test_random_requests(fuzzed: Engine) -> None:
 
     bodies = st.one_of(values, creations, st.fixed_dictionaries({"HostConfig": values, "Image": st.just("busybox")}))
 
-    @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+    checks = list(HealthCheck)
+
+    @settings(max_examples=EXAMPLES, deadline=None, derandomize=not EXPLORING, suppress_health_check=checks)
     @given(st.sampled_from(table), words, queries, bodies, st.sampled_from(["", "/v1.24", "/v1.41", "/v1.51"]))
     def request(route: Route, word: str, query: dict[str, str], body: Any, version: str) -> None:
         path = route.template
