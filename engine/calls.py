@@ -22,6 +22,9 @@ RETRY_SECONDS = 0.02
 """Between the tries of a call that waits for the supervisor to come back."""
 
 LONGEST_REQUEST = 3 << 20
+UNBOUNDED = frozenset({"List", "Metrics", "ListResources"})
+"""Unary methods that change nothing and whose answers may be longer than ttrpc carries."""
+
 LONGEST_READ = 1 << 20
 EVENTS = "/containerd.services.events.v1.Events/Subscribe"
 READ = "/containerd.services.content.v1.Content/Read"
@@ -251,7 +254,9 @@ class Unary:
         metadata, seconds, wait = options
         try:
             return self._decode(await self._calls.unary(self._path, payload, metadata, seconds, wait))
-        except errors.ResourceExhausted:  # a list that is longer than ttrpc carries
+        except errors.ResourceExhausted:
+            if self._path.rpartition("/")[2] not in UNBOUNDED:
+                raise
             return await self._grpc(request, metadata=metadata, timeout=seconds, wait_for_ready=wait)
 
 

@@ -54,7 +54,11 @@ class Namespaces:
         found = namespaces_pb2.Namespace(name=f"{scope(context).namespace}/{request.name}")
         return namespaces_pb2.GetNamespaceResponse(namespace=found)
 
-    List = Create = Update = Delete = Get
+    async def List(self, request: Any, _context: Context) -> Any:
+        name = "x" * LONGEST if request.filter else "a"
+        return namespaces_pb2.ListNamespacesResponse(namespaces=[namespaces_pb2.Namespace(name=name)])
+
+    Create = Update = Delete = Get
 
 
 @served
@@ -163,8 +167,11 @@ def test_answers_errors_and_the_limit(tmp_path: Path) -> None:
             assert await asked(stub, "a") == "moby/a"
             with pytest.raises(errors.NotFound, match="namespace no: not found"):
                 await asked(stub, "no")
-            with pytest.raises(grpc.aio.AioRpcError, match="nowhere"):
-                await asked(stub, "long")  # more than ttrpc carries: it is asked for over gRPC
+            with pytest.raises(errors.ResourceExhausted, match="too long"):
+                await asked(stub, "long")
+            with pytest.raises(grpc.aio.AioRpcError, match="nowhere"):  # such a list is asked for over gRPC
+                await stub.List(namespaces_pb2.ListNamespacesRequest(filter="long"), metadata=METADATA)
+            assert len((await stub.List(namespaces_pb2.ListNamespacesRequest(), metadata=METADATA)).namespaces) == 1
             assert await asked(stub, "b") == "moby/b", "the connection goes on"
 
     run(body())
