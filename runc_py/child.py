@@ -75,8 +75,15 @@ def open_procfs() -> int:
 
 def write_proc(procfs: int, path: str, value: str) -> None:
     """Write to a file below a detached procfs."""
+    _write_and_close(_open_proc(procfs, path), value)
+
+
+def _open_proc(procfs: int, path: str) -> int:
     resolve = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_XDEV | syscalls.RESOLVE_NO_MAGICLINKS
-    fd = syscalls.openat2(procfs, path, os.O_WRONLY, resolve)
+    return syscalls.openat2(procfs, path, os.O_WRONLY, resolve)
+
+
+def _write_and_close(fd: int, value: str) -> None:
     try:
         os.write(fd, value.encode())
     finally:
@@ -103,12 +110,16 @@ def set_labels(spec_process: dict[str, Any]) -> None:
 def _write_first(procfs: int, name: str, paths: tuple[str, ...], value: str) -> None:
     for path in paths:
         try:
-            write_proc(procfs, path, value)
-            return
+            fd = _open_proc(procfs, path)
         except FileNotFoundError:
             continue
+        try:
+            _write_and_close(fd, value)
+        except FileNotFoundError as error:
+            raise RuntimeFailure(f"process.{name}: {value}: no such profile is loaded") from error
         except OSError as error:
             raise RuntimeFailure(f"process.{name}: {value}: {error.strerror}") from error
+        return
     raise RuntimeFailure(f"process.{name}: this kernel has no such security module enabled")
 
 

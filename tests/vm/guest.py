@@ -258,7 +258,7 @@ def apparmor_profile() -> None:
     try:
         container.create("true")
     except RuntimeFailure as error:
-        assert "process.apparmorProfile: exec no-such-profile: No such file" in str(error), error
+        assert "process.apparmorProfile: exec no-such-profile: no such profile is loaded" in str(error), error
     else:
         raise AssertionError("a profile that is not loaded was taken")
 
