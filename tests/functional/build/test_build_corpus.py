@@ -156,6 +156,47 @@ def test_case(name: str, gantry: Side, theirs: Side) -> None:
     compare(case, gantry.images[name], theirs.images[name])
 
 
+_OWNERS = "directories that ADD makes for an archive's members get the owner of --chown"
+_LINKS = "where a link to nothing points, a directory is made"
+_COVERED = "what a tmpfs covers is taken for removed"
+_ROOT = "an image from scratch has no working directory"
+BUILDAH_DIFFERS: dict[str, dict[str, str]] = {
+    "add-archive-chown": {"/x/no": _OWNERS, "/x/no/parent": _OWNERS},
+    "copy-from-root": {"config.WorkingDir": _ROOT},
+    "copy-links-in-rootfs": dict.fromkeys(("/nowhere", "/nowhere/a", "/other/file", "/other/file/a"), _LINKS),
+    "copy-modes": {"/ctx/setuid": "set-id bits are lost, as by the classic builder"},
+    "from-scratch": {"config.WorkingDir": _ROOT},
+    "run-mount-bind": {"/unchanged": "a writable mount writes to the context itself"},
+    "run-mount-cache": {"/listing": "/run is there"},
+    "run-mount-cache-from": {"/copy/buildah-cache-lockfile": "its lock lies in the cache"},
+    "run-mount-tmpfs": {"/www": _COVERED, "/www/index.html": _COVERED},
+    "volume-then-write": {"/v/after": "what RUN writes below a VOLUME is lost, as by the classic builder"},
+}
+"""By case, paths or ``config.KEY`` where buildah goes its own way, and why."""
+
+
+@pytest.fixture(scope="module")
+def buildah(busybox_tar: bytes) -> Iterator[witnesses.Buildah]:
+    if shutil.which("buildah") is None:
+        pytest.skip("needs buildah")
+    with PrivateHost() as host:
+        yield witnesses.Buildah(host, busybox_tar)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", [name for name, case in CORPUS.items() if witnesses.buildah_knows(case)])
+def test_second_witness(name: str, gantry: Side, buildah: witnesses.Buildah, contexts: Path, tmp_path: Path) -> None:
+    """What docker's classic builder cannot read is read by buildah as by BuildKit."""
+    case = CORPUS[name]
+    done = buildah.build(case, shutil.copytree(contexts / name, tmp_path / name, symlinks=True))
+    assert (done.returncode != 0) == bool(case.fails), done.stderr
+    if not case.fails:
+        mine, other = gantry.images[name], buildah.image(case)
+        left = {path: "a mount point" for path in witnesses.BUILDAH_LEAVES if path not in mine.files}
+        differs = {**case.differs, **left, **BUILDAH_DIFFERS.get(name, {}), "layers": "a step that changed nothing too"}
+        compare(case._replace(differs=differs), mine, other)
+
+
 def check_expected(image: Image, path: str, mode: int | None) -> None:
     found = image.files.get(f"/{path}")
     if mode is None:
