@@ -213,8 +213,8 @@ class _Reader:
 
 
 def _split_keyword(line: str) -> tuple[str, str]:
-    head = line.split(None, 1)
-    return head[0], head[1] if len(head) > 1 else ""
+    head = [*line.split(None, 1), "", ""]
+    return head[0], head[1]
 
 
 def _split_flags(rest: str, escape: str, lines: Lines) -> tuple[tuple[tuple[str, str | None], ...], str]:
