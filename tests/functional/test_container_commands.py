@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -169,8 +171,15 @@ def test_inspect_has_dockers_keys(engine: Engine, sleeper: str) -> None:
 
 
 def test_fifty_runs_leave_nothing(engine: Engine) -> None:
-    before = engine.host.leftovers()
+    def left() -> dict[str, Any]:
+        # By command lines: the zygote keeps a child in reserve, which is another one after each run.
+        found = engine.host.leftovers()
+        return {**found, "processes": set(found["processes"].values())}
+
+    engine.docker("run", "--rm", "busybox", "true")
+    before = left()
     for _ in range(50):
         engine.docker("run", "--rm", "busybox", "true")
-    wait_for(lambda: len(engine.host.links()) <= len(before.get("links", ())), "interfaces to go")
-    assert engine.host.leftovers() == before
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: left() == before, "what they were to go")
+    assert left() == before
