@@ -142,3 +142,17 @@ class Networks(Protocol):
 
     async def restore(self, alive: frozenset[str]) -> None:
         """At daemon start: keep the sandboxes of ``alive`` containers (ports reserved again), sweep all others."""
+
+
+class NetworkTarget(msgspec.Struct, frozen=True):
+    """A container as connect and disconnect need it."""
+
+    request: SandboxRequest
+    running: bool
+
+
+class ContainerDirectory(Protocol):
+    """What networks ask of containers; set ``NetworkService.containers`` once both exist."""
+
+    def network_target(self, reference: str) -> NetworkTarget:
+        """The container with this name or id; raises ``NotFound("No such container: x")``."""

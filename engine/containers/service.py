@@ -26,8 +26,7 @@ from engine.containers.restoring import Restorer
 from engine.containers.sizes import Sizes
 from engine.containers.stopping import Stopper
 from engine.events import EventBus
-from engine.interfaces import Images, Networks
-from engine.network.service import NetworkTarget
+from engine.interfaces import Images, Networks, NetworkTarget
 from engine.store import Store
 from oci.errors import FailedPrecondition, GantryError
 from oci.hostpaths import HostPaths

@@ -19,7 +19,8 @@ from engine.network.model import Endpoint, Network, Sandbox
 from oci.errors import Internal, NotFound, PermissionDenied
 
 if TYPE_CHECKING:
-    from engine.network.service import NetworkService, NetworkTarget
+    from engine.interfaces import NetworkTarget
+    from engine.network.service import NetworkService
 
 
 async def connect(service: NetworkService, reference: str, container: str, config: Mapping[str, Any]) -> None:

@@ -13,13 +13,13 @@ import errno
 import os
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
 from engine.events import EventBus
-from engine.interfaces import SandboxFiles, SandboxRequest
+from engine.interfaces import ContainerDirectory, NetworkTarget, SandboxFiles, SandboxRequest
 from engine.network import attach, creation, hostfiles, names, netns, planning, views
 from engine.network.creation import CreateRequest, vlan_parent
 from engine.network.drivers import driver_of
@@ -45,20 +45,6 @@ R = TypeVar("R")
 
 SANDBOX_KIND = "endpoint"
 ATTACHMENT_KIND = "attachment"
-
-
-class NetworkTarget(msgspec.Struct, frozen=True):
-    """A container as connect and disconnect need it."""
-
-    request: SandboxRequest
-    running: bool
-
-
-class ContainerDirectory(Protocol):
-    """What networks ask of containers; set ``NetworkService.containers`` once both exist."""
-
-    def network_target(self, reference: str) -> NetworkTarget:
-        """The container with this name or id; raises ``NotFound("No such container: x")``."""
 
 
 async def both(first: Coroutine[Any, Any, None], second: Coroutine[Any, Any, None]) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import dnslib
 import pytest
 
+from engine.interfaces import NetworkTarget
 from engine.network import attach
 from engine.network.creation import CreateIpam, CreateRequest
 from engine.network.model import IpamConfig
-from engine.network.service import NetworkTarget
 
 pytestmark = pytest.mark.root
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from engine.interfaces import NetworkTarget
 from engine.network import attach
 from engine.network.creation import ConfigFrom, CreateIpam, CreateRequest
 from engine.network.model import IpamConfig
 from engine.network.netlink import NETLINK_ROUTE, Netlink, NetlinkError
 from engine.network.netns import CLONE_NEWNET, on_own_thread
 from engine.network.rtnl import find_link, new_plain
-from engine.network.service import NetworkTarget
 from oci.errors import FailedPrecondition, GantryError, InvalidArgument, PermissionDenied
 
 pytestmark = pytest.mark.root

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from engine.interfaces import NetworkTarget
 from engine.network import attach
 from engine.network.creation import CreateIpam, CreateRequest
 from engine.network.model import IpamConfig
-from engine.network.service import NetworkTarget
 from oci.errors import FailedPrecondition, GantryError, Internal, PermissionDenied
 
 pytestmark = pytest.mark.root

@@ -17,14 +17,14 @@ from engine.events import EventBus
 from engine.http.errors import body_of, status_of
 from engine.http.messages import Request, Response
 from engine.http.router import Router
-from engine.interfaces import PortBinding, SandboxRequest
+from engine.interfaces import NetworkTarget, PortBinding, SandboxRequest
 from engine.network import netns
 from engine.network.kernel import HostKernel
 from engine.network.model import NetworkOptions, Subnet
 from engine.network.nameserver import NameServer
 from engine.network.netlink import NetlinkError
 from engine.network.options import options_of
-from engine.network.service import NetworkService, NetworkTarget
+from engine.network.service import NetworkService
 from engine.store import Store
 from oci.errors import InvalidArgument, NotFound
 
