@@ -180,7 +180,8 @@ def layers_of(builder: Engine, name: str) -> list[str]:
 
 def test_squash_leaves_one_layer_on_the_base(builder: Engine, context: Path) -> None:
     (context / "Dockerfile").write_text(
-        "FROM busybox\nRUN head -c 3000000 /dev/urandom > /secret; echo a > /a\nRUN rm /secret /etc/group\nENV A=1\nCOPY f /f\n"
+        "FROM busybox\nRUN head -c 3000000 /dev/urandom > /secret; echo a > /a\n"
+        "RUN rm /secret /etc/group\nENV A=1\nCOPY f /f\n"
     )
     plain = builder.gantry("build", "-t", "plain", str(context)).stdout
     builder.gantry("build", "--squash", "-t", "squashed", str(context))
