@@ -65,6 +65,7 @@ class App:
         self.images = ImageService(self.backend, self.bus, users, config.insecure_registries, config.registry_mirrors)
         self.containers = ContainerService(self.store, self.backend, self.bus, self.images, self.networks, paths)
         self.containers.cgroup_parent = config.cgroup_parent
+        self.containers.defaults = config.defaults
         users.containers = self.containers
         self.networks.containers = self.containers
         self.images.containers = self.containers
@@ -136,6 +137,7 @@ class App:
         """Go on with ``config``, of which only ``engine.config.LIVE`` may be new."""
         self.config = config
         self.system.reconfigure(config)
+        self.containers.defaults = config.defaults
         self.images.registries.reconfigure(config.insecure_registries, config.registry_mirrors)
         if self._supervisor is not None:
             flags = registry_flags(config)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from engine.defaults import Defaults, defaults_of
 from oci.errors import InvalidArgument, PermissionDenied
 from oci.hostpaths import HostPaths, default_paths
 
@@ -53,6 +55,19 @@ FLAG_OF_KEY = {
     "tlskey": "tlskey",
     "insecure-tcp": "insecure_tcp",
     "cgroup-parent": "cgroup_parent",
+    "log-driver": "log_driver",
+    "log-opts": "log_opt",
+    "default-ulimits": "default_ulimit",
+    "default-shm-size": "default_shm_size",
+    "default-ipc-mode": "default_ipc_mode",
+    "default-cgroupns-mode": "default_cgroupns_mode",
+    "default-runtime": "default_runtime",
+    "runtimes": "add_runtime",
+    "init": "init",
+    "no-new-privileges": "no_new_privileges",
+    "labels": "label",
+    "live-restore": "live_restore",
+    "storage-driver": "storage_driver",
 }
 """daemon.json's keys and the flag each one is."""
 
@@ -98,6 +113,8 @@ class Config(msgspec.Struct, frozen=True):
     tls: TlsFiles = TlsFiles()
     insecure_tcp: bool = False
     cgroup_parent: str = ""
+    defaults: Defaults = Defaults()
+    labels: tuple[str, ...] = ()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -139,9 +156,27 @@ def parser() -> argparse.ArgumentParser:
     add("--tlskey", metavar="FILE", help="our key (default DIR/server-key.pem or DIR/key.pem)")
     add("--cgroup-parent", metavar="PATH", help="where the cgroups of containers are made (default /docker)")
     add("--insecure-tcp", action="store_true", default=None, help="allow TCP without TLS beyond this machine")
+    _add_defaults(add, switch)
     add("-v", "--version", action="store_true")
     out.epilog = "DIR is $DOCKER_CERT_PATH, else ~/.docker"
     return out
+
+
+def _add_defaults(add: Callable[..., object], switch: dict[str, Any]) -> None:
+    """What containers get that do not ask, and what info tells."""
+    add("--log-driver", metavar="NAME", help="log driver of containers that name none (default json-file)")
+    add("--log-opt", action="append", metavar="NAME=VALUE", help="its options")
+    add("--default-ulimit", action="append", metavar="NAME=SOFT:HARD")
+    add("--default-shm-size", metavar="SIZE", help="size of /dev/shm (default 64M)")
+    add("--default-ipc-mode", metavar="MODE", help="private (default) or shareable")
+    add("--default-cgroupns-mode", metavar="MODE", help="private or host")
+    add("--default-runtime", metavar="NAME", help="OCI runtime of containers that name none (default runc-py)")
+    add("--add-runtime", action="append", metavar="NAME=PATH", help="a further OCI runtime")
+    add("--init", action="store_true", default=None, help="an init process in every container")
+    add("--no-new-privileges", action="store_true", default=None, help="set in every container")
+    add("--label", action="append", metavar="KEY=VALUE", help="a label of the engine, shown by info")
+    add("--live-restore", **switch, help="always true: containers outlive the daemon")
+    add("-s", "--storage-driver", metavar="NAME", help="overlay2, which is the only one")
 
 
 def _boolean(text: str) -> bool:
@@ -201,6 +236,7 @@ def load(argv: list[str]) -> Config:
         os.path.abspath(values["data_root"] or defaults.data_root),
         os.path.abspath(values["exec_root"] or defaults.exec_root),
     )
+    _refuse_other_ways(values)
     debug = bool(values["debug"])
     return Config(
         paths=paths,
@@ -231,10 +267,26 @@ def load(argv: list[str]) -> Config:
         tls=_tls_files(values),
         insecure_tcp=bool(values["insecure_tcp"]),
         cgroup_parent=values["cgroup_parent"] or "",
+        defaults=defaults_of({key: values[attribute] for key, attribute in FLAG_OF_KEY.items()}),
+        labels=_texts(values["label"]),
     )
 
 
-LIVE = ("debug", "log_level", "insecure_registries", "registry_mirrors")
+def _refuse_other_ways(values: dict[str, Any]) -> None:
+    """Options of Docker's that are taken for what they ask here only when that is what happens."""
+    if values["live_restore"] is False:
+        raise InvalidArgument(
+            "option live-restore: false is not possible: containers always outlive this engine",
+            hint="stop them with 'gantry down'",
+        )
+    if values["storage_driver"] not in (None, "", "overlay2", "overlayfs"):
+        raise InvalidArgument(
+            f"option storage-driver: {values['storage_driver']!r} is not built",
+            hint="leave it out: layers are overlays",
+        )
+
+
+LIVE = ("debug", "log_level", "insecure_registries", "registry_mirrors", "defaults", "labels")
 """Fields of ``Config`` that take effect on SIGHUP; the others wait for the next start."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 from oci.hostpaths import SNAPSHOTTER
 from oci.version import __version__
 
-DEFAULT_RUNTIME, OTHER_RUNTIMES = "runc-py", ("runc", "crun")
 GO_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "ppc64le": "ppc64le"}
 """``uname -m`` to the architecture names of OCI and Go."""
 
@@ -89,7 +87,6 @@ class HostFacts:
             "PidsLimit": "pids" in self.controllers,
             "OomKillDisable": self.cgroup_version == "1" and memory,
             "IPv4Forwarding": _read("/proc/sys/net/ipv4/ip_forward").strip() == "1",
-            "LoggingDriver": "json-file",
             "CgroupDriver": "cgroupfs",
             "CgroupVersion": self.cgroup_version,
             "KernelVersion": self.kernel,
@@ -105,11 +102,8 @@ class HostFacts:
             "HttpsProxy": os.environ.get("HTTPS_PROXY", ""),
             "NoProxy": os.environ.get("NO_PROXY", ""),
             "Name": socket.gethostname(),
-            "Labels": [],
             "ExperimentalBuild": False,
             "ServerVersion": __version__,
-            "Runtimes": _runtimes(),
-            "DefaultRuntime": DEFAULT_RUNTIME,
             "Swarm": {
                 "LocalNodeState": "inactive",
                 "ControlAvailable": False,
@@ -142,12 +136,6 @@ class HostFacts:
         if self.cgroup_version == "2":
             options.append("name=cgroupns")
         return options
-
-
-def _runtimes() -> dict[str, dict[str, str]]:
-    """What ``HostConfig.Runtime`` may name: ours, and the others that are installed."""
-    found = {name: shutil.which(name) for name in OTHER_RUNTIMES}
-    return {DEFAULT_RUNTIME: {"path": DEFAULT_RUNTIME}} | {n: {"path": p} for n, p in found.items() if p}
 
 
 def _machine_id() -> str:

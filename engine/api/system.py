@@ -136,6 +136,10 @@ class SystemApi:
             "NFd": len(os.listdir("/proc/self/fd")),
             "NGoroutines": len(asyncio.all_tasks()),
             "NEventsListener": self._bus.listeners,
+            "LoggingDriver": self._config.defaults.log_config.type,
+            "Runtimes": self._config.defaults.installed(),
+            "DefaultRuntime": self._config.defaults.runtime,
+            "Labels": list(self._config.labels),
             "Containerd": {"Address": self._backend.address, "Namespaces": {"Containers": self._backend.namespace}},
             "RegistryConfig": {
                 "InsecureRegistryCIDRs": ["127.0.0.0/8", "::1/128"],

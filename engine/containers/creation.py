@@ -11,19 +11,17 @@ import socket
 
 import msgspec
 
-from engine.containers.config import ContainerConfig, CreateBody, Healthcheck, HostConfig, LogConfig, RestartPolicy
-from engine.containers.logdrivers import check_options as check_log_options
+from engine.containers.config import ContainerConfig, CreateBody, Healthcheck, HostConfig, RestartPolicy
+from engine.containers.logoptions import check_options as check_log_options
 from engine.containers.signals import parse_signal
+from engine.defaults import Defaults
 from engine.interfaces import LocalImage, PortBinding, SandboxRequest
 from oci.errors import InvalidArgument, Unimplemented
 from oci.image import ExecutionConfig
 
-DEFAULT_SHM_SIZE = 64 << 20
 MIN_MEMORY = 6 << 20
 SHORTEST = 1_000_000
 """Nanoseconds a health check's durations have at least."""
-RUNTIMES = ("runc-py", "runc", "crun")
-"""Values of ``HostConfig.Runtime``; names like ``io.containerd.runsc.v1`` are passed to containerd as they are."""
 
 POLICIES = ("no", "always", "on-failure", "unless-stopped")
 
@@ -87,8 +85,8 @@ UNSET_SWAPPINESS = -1
 """What the docker CLI sends when nobody asked for anything."""
 
 
-def with_defaults(host: HostConfig) -> HostConfig:
-    """``host`` with Docker's defaults where nothing was given."""
+def with_defaults(host: HostConfig, defaults: Defaults) -> HostConfig:
+    """``host`` with the daemon's and Docker's defaults where nothing was given."""
     mode = "bridge" if host.network_mode in ("", "default") else host.network_mode
     memory_swap = host.memory_swap
     if host.memory > 0 and memory_swap == 0:
@@ -96,11 +94,14 @@ def with_defaults(host: HostConfig) -> HostConfig:
     return msgspec.structs.replace(
         host,
         network_mode=mode,
-        shm_size=host.shm_size or DEFAULT_SHM_SIZE,
-        ipc_mode=host.ipc_mode or "private",
-        cgroupns_mode=host.cgroupns_mode or ("private" if _unified_cgroups() and not host.privileged else "host"),
-        runtime=host.runtime or RUNTIMES[0],
-        log_config=LogConfig(host.log_config.type or "json-file", host.log_config.config or {}),
+        shm_size=host.shm_size or defaults.shm_size,
+        ipc_mode=host.ipc_mode or defaults.ipc_mode,
+        cgroupns_mode=host.cgroupns_mode or defaults.cgroupns_mode or _cgroupns_mode(host),
+        runtime=host.runtime or defaults.runtime,
+        log_config=defaults.log(host.log_config),
+        ulimits=defaults.limits(host.ulimits),
+        security_opt=defaults.security(host.security_opt),
+        init=defaults.init_of(host),
         restart_policy=RestartPolicy(host.restart_policy.name or "no", host.restart_policy.maximum_retry_count),
         memory_swap=memory_swap,
         memory_swappiness=None if host.memory_swappiness == UNSET_SWAPPINESS else host.memory_swappiness,
@@ -108,8 +109,9 @@ def with_defaults(host: HostConfig) -> HostConfig:
     )
 
 
-def _unified_cgroups() -> bool:
-    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+def _cgroupns_mode(host: HostConfig) -> str:
+    unified = os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+    return "private" if unified and not host.privileged else "host"
 
 
 def hostname(config: ContainerConfig, host: HostConfig, container_id: str) -> str:
@@ -187,10 +189,6 @@ def check_host(host: HostConfig) -> None:
     if host.auto_remove and policy.name != "no":
         raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
     check_log_options(host.log_config.type, host.log_config.config or {})
-    if host.runtime not in RUNTIMES and not host.runtime.startswith("io.containerd."):
-        raise InvalidArgument(
-            f"unknown or invalid runtime name: {host.runtime}", hint=f"use one of {', '.join(RUNTIMES)}"
-        )
     if host.storage_opt:
         raise Unimplemented("storage options (--storage-opt) are not built yet for the overlayfs snapshotter")
     if host.device_requests:

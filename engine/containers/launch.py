@@ -28,6 +28,7 @@ from engine.containers.model import Container, SpecRequest
 from engine.containers.registry import Registry
 from engine.containers.starterrors import translated_start, unknown_if_zero
 from engine.containers.subpaths import Subpaths
+from engine.defaults import OWN_RUNTIME
 from engine.interfaces import SandboxFiles, SandboxRequest
 from engine.spec import build_spec
 from oci.errors import (
@@ -193,7 +194,7 @@ class Launcher:
             id=doc.id,
             labels={LABEL: "container"},
             image=doc.config.image,
-            runtime=runtime(doc.host.runtime),
+            runtime=runtime(self._registry.defaults.binary(doc.host.runtime)),
             spec=AnyMessage(type_url=SPEC_TYPE, value=spec),
             snapshotter=doc.snapshotter,
             snapshot_key=doc.id,
@@ -376,13 +377,11 @@ async def networked(connecting: asyncio.Future[SandboxFiles]) -> SandboxFiles:
         raise type(error)(f"failed to set up container networking: {error.message}", hint=error.hint) from error
 
 
-def runtime(name: str) -> containers_pb2.Container.Runtime:
-    """Containerd's runtime for ``HostConfig.Runtime``: our shim with the OCI runtime named, or a shim by its name."""
-    if name.startswith("io.containerd."):
-        return containers_pb2.Container.Runtime(name=name)
+def runtime(binary: str) -> containers_pb2.Container.Runtime:
+    """Containerd's runtime for an OCI runtime: our shim with that program."""
     result = containers_pb2.Container.Runtime(name=RUNTIME_NAME)
-    if name not in ("", "runc-py"):
-        options = runc_options_pb2.Options(binary_name=name)
+    if binary != OWN_RUNTIME:
+        options = runc_options_pb2.Options(binary_name=binary)
         result.options.CopyFrom(AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString()))
     return result
 

@@ -10,7 +10,8 @@ import bisect
 import ctypes
 import os
 
-from engine.containers.logdrivers import Place, parse_size
+from engine.containers.logdrivers import Place
+from engine.containers.logoptions import parse_size
 from engine.containers.model import Container
 from protos.rawlog import INDEX_NAME, RECORD_SIZE, STDERR, STDOUT, WINDOW_NAME, RawLog, Window
 from protos.rawlog import encode_window as encoded

@@ -77,7 +77,8 @@ class Maker:
 
     def _checked(self, container_id: str, body: CreateBody, image: LocalImage) -> tuple[CreateBody, list[MountPoint]]:
         """Image values and defaults filled in, all of it valid, and the mounts it asks for."""
-        host = creation.with_defaults(body.host)
+        host = creation.with_defaults(body.host, self._registry.defaults)
+        self._registry.defaults.binary(host.runtime)
         config = creation.merged(body.config, image.config.config)
         body = CreateBody(config, host, body.networking)
         creation.check(body)

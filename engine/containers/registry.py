@@ -13,6 +13,7 @@ from engine.containers.model import Container, RootfsMount
 from engine.containers.names import Names
 from engine.containers.shm import SharedMemory
 from engine.containers.volumes import Volumes
+from engine.defaults import Defaults
 from engine.events import EventBus
 from engine.interfaces import Images, Networks
 from engine.store import Store
@@ -48,6 +49,8 @@ class Registry:
         self.shm = SharedMemory(f"{paths.exec_root}/shm")
         self.cgroup_parent = ""
         """Where cgroups are made when a container does not say; "" for Docker's default."""
+        self.defaults = Defaults()
+        """What new containers get that do not ask."""
         self.machines: dict[str, Machine] = {}
         self.names = Names()
         self.released_volumes: set[tuple[str, str]] = set()

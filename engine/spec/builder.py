@@ -16,7 +16,8 @@ from engine.spec import capabilities, defaults, devices, init, mounts, process, 
 from engine.spec.rootfs import Rootfs, layers_of
 from oci.errors import InvalidArgument
 
-OCI_VERSION = "1.2.0"
+OCI_VERSION = "1.0.2"
+"""The version that crun of Debian 12 takes, too; whatever is used beyond it is refused by a runtime that lacks it."""
 ROOTFS = "rootfs"
 """The rootfs directory of a bundle, as containerd lays it out."""
 

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from engine.containers.config import ContainerConfig, HostConfig, LogConfig
-from engine.containers.logdrivers import Feed, check_options, journal_field, parse_size, read_place
+from engine.containers.logdrivers import Feed, journal_field, read_place
+from engine.containers.logoptions import check_options, parse_size
 from engine.containers.logs import details_text
 from engine.containers.machine import Machine
 from engine.containers.model import Container
