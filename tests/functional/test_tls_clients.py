@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -101,6 +102,11 @@ def agent_archive() -> bytes:
     return out.getvalue()
 
 
+AGENT_SECONDS = int(os.environ.get("GANTRY_AGENT_SECONDS", "8"))
+"""How long the agent's channel is used."""
+
+
+@pytest.mark.timeout(120 + 2 * AGENT_SECONDS)
 def test_a_jenkins_agent(tls: TlsEngine) -> None:
     ca, cert, key = (str(tls.certs / name) for name in ("ca.pem", "cert.pem", "key.pem"))
 
@@ -121,8 +127,18 @@ def test_a_jenkins_agent(tls: TlsEngine) -> None:
     assert api("GET", f"/containers/{agent}/json")["State"]["Running"]  # type: ignore[index]  # an object of objects
     streams = {"AttachStdin": True, "AttachStdout": True, "AttachStderr": True, "Tty": False}
     process = api("POST", f"/containers/{agent}/exec", {**streams, "Cmd": ["sh", "/agent.jar"]})["Id"]
-    channel = (sys.executable, "-m", "tests.support.jenkins_channel", ADDRESS, ca, cert, key, process, "8")
-    assert int(tls.host.check(*channel)) > 300_000
+    channel = (
+        sys.executable,
+        "-m",
+        "tests.support.jenkins_channel",
+        ADDRESS,
+        ca,
+        cert,
+        key,
+        process,
+        str(AGENT_SECONDS),
+    )
+    assert int(tls.host.check(*channel, timeout=60.0 + 2 * AGENT_SECONDS)) > 300_000
     found = tls.host.check(*tls.good, "ps", "-q", "--no-trunc", "--filter", "label=JenkinsId=one")
     assert found.split() == [agent]
     # docker-workflow finds its own container by this.

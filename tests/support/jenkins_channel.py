@@ -86,7 +86,7 @@ def main() -> None:
         channel.sendall(piece)
         assert frames.exactly(len(piece)) == piece, f"changed bytes after {total}"
         total += len(piece)
-        time.sleep(random.choice(GAPS))
+        time.sleep(random.choice((*GAPS, float(seconds) / 8)))
     channel.close()
     sys.stdout.write(f"{total}\n")
 
