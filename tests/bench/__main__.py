@@ -1,6 +1,7 @@
-"""Every bench, one after another: ``python -m tests.bench [--quick] [NAME …]``, as root.
+"""Every bench, one after another: ``python -m tests.bench [--quick] [--write] [NAME …]``, as root.
 
-Writes ``docs/benchmarks.md``, ``.svg`` and ``.json`` unless names or ``--quick`` are given.
+Writes ``docs/benchmarks.md``, ``.svg`` and ``.json`` unless names or ``--quick`` are given; with ``--write`` the rows of
+the named benches are put into the page that is there.
 Exits 1 when a ratio got worse by more than a third since the committed figures.
 """
 
@@ -63,18 +64,19 @@ def run(names: list[str], rounds: str | None) -> tuple[list[results.Result], lis
 
 def main() -> int:
     """Run, write, compare."""
-    arguments = [a for a in sys.argv[1:] if a != "--quick"]
-    quick = "--quick" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a not in ("--quick", "--write")]
+    quick, write = "--quick" in sys.argv, "--write" in sys.argv
     found, failed = run(arguments or list(NAMES), "3" if quick else None)
-    worse = results.regressions(results.load(DOCS / "benchmarks.json"), found)
+    before = results.load(DOCS / "benchmarks.json")
+    worse = results.regressions(before, found)
     for sentence in [line for result in found for line in results.missed(result)]:
         print(f"goal missed: {sentence}")
     for sentence in worse:
         print(f"worse than committed: {sentence}")
     for name in failed:
         print(f"failed: {name}")
-    if not arguments and not quick and not failed:
-        said = versions()
+    if write or (not arguments and not quick and not failed):
+        said, found = versions(), results.merged(before, found) if arguments else found
         results.dump(DOCS / "benchmarks.json", said, found)
         (DOCS / "benchmarks.md").write_text(results.page(said, found, COMMAND))
         (DOCS / "benchmarks.svg").write_text(results.chart(found))

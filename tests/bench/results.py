@@ -117,6 +117,13 @@ def regressions(old: Iterable[Result], new: Iterable[Result]) -> list[str]:
     return found
 
 
+def merged(old: Iterable[Result], new: Sequence[Result]) -> list[Result]:
+    """``new`` in the places of the old results with the same keys, what is new besides at the end."""
+    fresh = {result.key: result for result in new}
+    kept = [fresh.pop(result.key, result) for result in old]
+    return [*kept, *fresh.values()]
+
+
 def _plain(result: Result) -> dict[str, Any]:
     return {**result._asdict(), "goals": dict(result.goals), "figures": [f._asdict() for f in result.figures]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.bench.results import Figure, Result, chart, dump, figure, load, missed, page, regressions
+from tests.bench.results import Figure, Result, chart, dump, figure, load, merged, missed, page, regressions
 
 
 def result(ours: float, theirs: float, *, goal: float = 1.0, higher: bool = False) -> Result:
@@ -28,6 +28,12 @@ def test_regressions_are_a_third_or_more() -> None:
     assert regressions([result(1, 4)], [result(1.3, 4)]) == []
     assert regressions([result(1, 4)], [result(1.4, 4)]) == ["title: 0.35 × docker.io, it was 0.25"]
     assert regressions([], [result(9, 1)]) == []
+
+
+def test_new_rows_take_the_places_of_old_ones() -> None:
+    other = result(1, 2)._replace(key="other")
+    assert merged([result(1, 4), other], [result(2, 4)]) == [result(2, 4), other]
+    assert merged([other], [result(2, 4)]) == [other, result(2, 4)]
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
