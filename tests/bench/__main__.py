@@ -1,7 +1,7 @@
 """Every bench, one after another: ``python -m tests.bench [--quick] [--write] [NAME …]``, as root.
 
-Writes ``docs/benchmarks.md``, ``.svg`` and ``.json`` unless names or ``--quick`` are given; with ``--write`` the rows of
-the named benches are put into the page that is there.
+Writes ``docs/benchmarks.md``, ``.svg`` and ``.json`` unless names or ``--quick`` are given; with ``--write`` the
+rows of the named benches are put into the page that is there.
 Exits 1 when a ratio got worse by more than a third since the committed figures.
 """
 
