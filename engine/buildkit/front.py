@@ -81,6 +81,7 @@ class BuildKitFront:
         if self._server is not None:
             with contextlib.suppress(Exception):
                 await (await self._server).close()
+        if os.path.isdir(self._directory):  # also when it is left of an engine that was killed
             await asyncio.to_thread(shutil.rmtree, self._directory, ignore_errors=True)
 
 

@@ -102,8 +102,11 @@ class CgroupManager(ABC):
         """The same after a signal: systemd removes a scope as soon as its last process has gone."""
         try:
             self.thaw()
-        except (CgroupError, OSError):
-            if any(os.path.isdir(path) for path in self.paths.values()):
+        except (CgroupError, OSError) as error:
+            # The files of a cgroup go before its directory does.
+            cause = error if isinstance(error, OSError) else error.__cause__
+            gone = isinstance(cause, OSError) and cause.errno in (errno.ENOENT, errno.ENODEV)
+            if not gone and any(os.path.isdir(path) for path in self.paths.values()):
                 raise
 
     @abstractmethod

@@ -95,7 +95,11 @@ class UnifiedManager(CgroupManager):
             delay = min(delay * 2, 0.01)
 
     def _event(self, name: str) -> str:
-        rows = (line.split() for line in read(f"{self.path}/cgroup.events").splitlines())
+        try:
+            rows = [line.split() for line in read(f"{self.path}/cgroup.events").splitlines()]
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise CgroupError(f"cgroup: cannot read {self.path}/cgroup.events: {reason}") from error
         return {row[0]: row[1] for row in rows if len(row) == 2}.get(name, "0")
 
     def frozen(self) -> bool:

@@ -144,6 +144,7 @@ def test_limits_as_properties() -> None:
         "TasksMax": systemd.UNLIMITED,
         "CPUWeight": 100,
         "CPUQuotaPerSecUSec": 130000,
+        "CPUQuotaPeriodUSec": 100000,
     }
 
 
