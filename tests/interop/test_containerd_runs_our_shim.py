@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from protos.shim_messages import RUNTIME_INFO
+from tests.integration.tasks.supervisor import comm
 from tests.support.host import PrivateHost, wait_for
 from tests.support.images import busybox_rootfs
 from tests.support.newer import MISSING, newer_program
@@ -92,7 +93,7 @@ class Containerd:
 
     def shims(self) -> list[int]:
         """Outer pids of all shims."""
-        return [p for p in self.host.processes() if Path(f"/proc/{p}/comm").read_text().strip() == "gantry-shim"]
+        return [p for p in self.host.processes() if comm(p) == "gantry-shim"]
 
     def remove(self, name: str) -> None:
         """Kill and remove a task with its container."""

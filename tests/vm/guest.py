@@ -341,7 +341,7 @@ def checkpoint_and_restore() -> None:
     container = Container("counter")
     container.linux["namespaces"] = [one for one in container.linux["namespaces"] if one["type"] != "network"]
     container.spec["root"]["readonly"] = False
-    script = "n=0; while :; do n=$((n+1)); echo $n > /tmp/count; sleep 0.2; done"
+    script = "n=0; while :; do n=$((n+1)); echo $n > /tmp/next; mv /tmp/next /tmp/count; sleep 0.2; done"
     container.spec["process"]["args"] = ["sh", "-c", script]
     (container.directory / "config.json").write_text(json.dumps(container.spec))
     reader, writer = os.pipe()
