@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ATTACH_ATTEMPTS = 5
 """A task that is just being forked is refused with EINVAL for an instant (it is TASK_NEW): runc tries five times."""
 
-DESTROY_SECONDS = 10.0
+DESTROY_SECONDS = 2.0
 """How long ``destroy`` waits for the last dead task of a cgroup to be reaped."""
 
 
