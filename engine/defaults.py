@@ -14,9 +14,9 @@ import msgspec
 
 from engine.containers.config import HostConfig, LogConfig, Ulimit
 from engine.containers.logoptions import check_options, parse_size
+from engine.spec.defaults import SHM_SIZE
 from oci.errors import InvalidArgument
 
-DEFAULT_SHM_SIZE = 64 << 20
 OWN_RUNTIME = "runc-py"
 KNOWN_RUNTIMES = ("runc", "crun")
 """Programs that may be named without being configured, where they are installed."""
@@ -30,7 +30,7 @@ class Defaults(msgspec.Struct, frozen=True):
 
     log_config: LogConfig = LogConfig("json-file", {})
     ulimits: tuple[Ulimit, ...] = ()
-    shm_size: int = DEFAULT_SHM_SIZE
+    shm_size: int = SHM_SIZE
     runtime: str = OWN_RUNTIME
     runtimes: dict[str, str] = {}
     init: bool | None = None
@@ -124,7 +124,7 @@ def _pairs(key: str, value: Any) -> dict[str, str]:
 
 def _shm_size(value: Any) -> int:
     if value is None:
-        return DEFAULT_SHM_SIZE
+        return SHM_SIZE
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     try:

@@ -38,7 +38,12 @@ def routes(images: ImageService) -> list[Route]:
     return [
         Route("GET", "/images/json", api.list_images),
         Route("POST", "/images/create", api.create),
-        Route("POST", "/images/load", api.load, "archives of Docker before 1.10 are refused, as Docker 29 does"),
+        Route(
+            "POST",
+            "/images/load",
+            api.load,
+            "archives of Docker before 1.10 (no manifest.json) are refused; Docker 28 loads them still",
+        ),
         Route("GET", "/images/get", api.save),
         Route("GET", "/images/search", api.search),
         Route("POST", "/images/prune", api.prune),

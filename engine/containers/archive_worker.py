@@ -153,7 +153,7 @@ def _place(tree: int, is_directory: bool, destination: str) -> None:
 def seal() -> None:
     """From here on nothing can be imported and nobody is looked up in files."""
     tarfile.pwd = None  # type: ignore[attr-defined]  # the module looks them up only where it has them
-    tarfile.grp = None  # type: ignore[attr-defined]
+    tarfile.grp = None  # type: ignore[attr-defined]  # as above
     sys.path.clear()
     sys.meta_path.clear()
     sys.path_hooks.clear()
@@ -218,7 +218,8 @@ class Packer:
 
     def __init__(self, sink: IO[bytes], points: Iterable[str] = ()) -> None:
         self._points = tuple(f"{point.rstrip('/')}/" for point in points)
-        self._tar = tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT, bufsize=1 << 18)  # noqa: SIM115
+        options: dict[str, Any] = {"format": tarfile.PAX_FORMAT, "bufsize": 1 << 18}
+        self._tar = tarfile.open(fileobj=sink, mode="w|", **options)  # noqa: SIM115 - ``close`` ends it
         self._links: dict[tuple[int, int], str] = {}
 
     def add(self, path: str, name: str) -> None:
@@ -318,7 +319,7 @@ class Unpacker:
     def unpack(self, source: IO[bytes]) -> None:
         """All members, then the times of directories."""
         try:
-            archive = tarfile.open(fileobj=source, mode="r|*", bufsize=1 << 18)  # noqa: SIM115
+            archive = tarfile.open(fileobj=source, mode="r|*", bufsize=1 << 18)  # noqa: SIM115 - the process ends with it
         except tarfile.ReadError as error:
             if "empty" in str(error):
                 return

@@ -51,8 +51,8 @@ def test_files_there_and_back(engine: Engine, box: str, tmp_path: Path) -> None:
     assert engine.docker("exec", box, "cat", "/tmp/tree/sub/file").stdout == "content\n"
     engine.gantry("cp", str(tree), f"{box}:/tmp/other")
     assert engine.docker("exec", box, "cat", "/tmp/other/sub/file").stdout == "content\n"
-    engine.gantry("cp", f"{tree}/.", f"{box}:/root")
-    assert engine.docker("exec", box, "cat", "/root/sub/file").stdout == "content\n"
+    engine.gantry("cp", f"{tree}/.", f"{box}:/etc")
+    assert engine.docker("exec", box, "cat", "/etc/sub/file").stdout == "content\n"
     engine.gantry("cp", str(tree / "sub/file"), f"{box}:/tmp/renamed")
     assert engine.docker("exec", box, "cat", "/tmp/renamed").stdout == "content\n"
 

@@ -188,7 +188,7 @@ def files_of(peer: Engine | Dockerd, name: str) -> dict[str, Seen]:
         inner = peer.docker("inspect", "-f", "{{.State.Pid}}", container).stdout.strip()
         assert inner != "0", peer.docker("logs", container)
         (pid,) = (p for p in peer.host.processes() if peer.host.inner_pid(p) == inner)
-        root = Path(f"/proc/{pid}/root/data")
+        root = Path(f"/proc/{pid}/root") / "data"
         wait_for(lambda: os.path.isdir(root), "the container's files")
         return tree(root)
     finally:

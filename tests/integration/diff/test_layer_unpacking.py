@@ -114,7 +114,10 @@ def test_an_image_is_labelled_held_and_unpacked_once(stores: Stores) -> None:
 
     async def work() -> list[str]:
         one = [Layer(blob, digest.of_bytes(BASE))]
-        note = lambda _blob, state, _done: told.append(state)  # noqa: E731
+
+        def note(_blob: object, state: str, _done: object) -> None:
+            told.append(state)
+
         return await asyncio.gather(
             *(stores.unpacker.unpack(SCOPE, config.digest, one, progress=note) for _ in range(3))
         )

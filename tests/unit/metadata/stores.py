@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -39,13 +40,13 @@ class Rooms:
         self.root = root
         self.events = Events()
         self.database = Database(str(root / "meta.db"))
-        self.collector = GarbageCollector(self.database, self.events)  # type: ignore[arg-type]  # only publish is used
-        exchange = self.events
-        self.content = Content(self.database, str(root / "content"), exchange, self.collector)  # type: ignore[arg-type]
-        self.images = Images(self.database, exchange, self.collector)  # type: ignore[arg-type]
-        self.containers = Containers(self.database, exchange, self.collector)  # type: ignore[arg-type]
+        exchange: Any = self.events  # only publish is used
+        self.collector = GarbageCollector(self.database, exchange)
+        self.content = Content(self.database, str(root / "content"), exchange, self.collector)
+        self.images = Images(self.database, exchange, self.collector)
+        self.containers = Containers(self.database, exchange, self.collector)
         self.leases = Leases(self.database, self.collector)
-        self.namespaces = Namespaces(self.database, exchange)  # type: ignore[arg-type]
+        self.namespaces = Namespaces(self.database, exchange)
         self.collector.attach(self.content, {})
 
     def put(self, scope: Scope, data: bytes, labels: dict[str, str] | None = None) -> str:
