@@ -1,6 +1,6 @@
 """Networks beside Debian's docker.io in one run: start-up share, 100 networks, requests, throughput, names.
 
-Run as root: ``python -m tests.bench.bench_network [ROUNDS]``. Exits 1 where Gantry is slower and promises not to be:
+Run as root: ``python -m tests.bench.bench_network [ROUNDS]``. Exits 3 where Gantry is slower and promises not to be:
 the network's share of ``run`` and the set-up of networks.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from tests.bench.measure import interleaved
 from tests.bench.peers import Peer, dockerd, gantry
-from tests.bench.results import Result, emit, figure
+from tests.bench.results import MISSED, Result, emit, figure
 from tests.support.host import wait_for
 from tests.support.images import busybox_rootfs
 
@@ -140,7 +140,7 @@ def main() -> int:
         worse |= sum(made[ours.name]) >= sum(made[theirs.name])
         with traffic(ours) as ours_pids, traffic(theirs) as theirs_pids:
             _traffic(((ours, *ours_pids), (theirs, *theirs_pids)), max(3, rounds // 3))
-    return 1 if worse else 0
+    return MISSED if worse else 0
 
 
 def _traffic(peers: tuple[tuple[Peer, str, str], ...], rounds: int) -> None:

@@ -19,6 +19,9 @@ SINK = "GANTRY_BENCH_RESULTS"
 WORSE = 4 / 3
 """A ratio that grew by more than this since the committed figures is a regression."""
 
+MISSED = 3
+"""Exit status of a bench that ran to its end and missed a goal; 1 is Python's, for one that broke off."""
+
 OURS = "gantry"
 
 
