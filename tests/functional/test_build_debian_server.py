@@ -60,6 +60,15 @@ def page(host: PrivateHost, port: int) -> str:
 
 
 @pytest.mark.timeout(600)
+def test_the_same_packages_give_the_same_image(builder: Engine) -> None:
+    show = ("inspect", "-f", "{{.Id}} {{json .RootFS.Layers}}", "debian")
+    first = builder.docker(*show).stdout
+    builder.docker("rmi", "debian")
+    gantry(builder, "image", "bootstrap", "-q", "debian")
+    assert builder.docker(*show).stdout == first
+
+
+@pytest.mark.timeout(600)
 def test_nginx_on_debian_from_dockerfile_to_a_golden_image_elsewhere(builder: Engine, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(DOCKERFILE)
     (tmp_path / "index.html").write_text(PAGE)
