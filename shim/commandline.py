@@ -18,6 +18,7 @@ from oci import errors
 from protos.wire import Values
 from runc_py.runtime import Launched, Stdio
 from shim import mounts
+from shim.exits import Children
 from shim.runtimes import CreateRequest
 
 _CONSOLE_SECONDS = 10.0
@@ -32,24 +33,30 @@ _CHECKPOINT_SWITCHES = (
 class CommandLine:
     """The runtime ``binary`` with its state in ``root``, for the container of ``bundle``."""
 
-    def __init__(self, binary: str, root: str, systemd: bool, bundle: str, scratch: str) -> None:
+    def __init__(self, binary: str, root: str, systemd: bool, bundle: str, scratch: str, children: Children) -> None:
         self._bundle = bundle
         self._binary = binary
         self._root = root
         self._systemd = systemd
         self._scratch = scratch
+        self._children = children
 
-    def _run(self, arguments: Sequence[str], stdio: Stdio | None = None, stdin: bytes = b"") -> bytes:
-        """Run one command to its end; gives its output unless ``stdio`` is the container's."""
+    def _run(
+        self, arguments: Sequence[str], stdio: Stdio | None = None, stdin: bytes = b"", *, reap: bool = False
+    ) -> bytes:
+        """Run one command to its end; gives its output unless ``stdio`` is the container's.
+
+        ``reap``: collect what else ends meanwhile. Not while the runtime makes a process, whose pid is not known yet.
+        """
         log = f"{self._bundle}/log.json"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(log)
         command = [self._binary, "--root", self._root, "--log", log, "--log-format", "json"]
         if self._systemd:
             command.append("--systemd-cgroup")
-        read_end, write_end = os.pipe2(os.O_CLOEXEC)
         source = _readable(stdin)
-        used = stdio or Stdio(source, write_end, write_end)
+        told = os.memfd_create("output", os.MFD_CLOEXEC)  # a pipe would have to be read while children are awaited
+        used = stdio or Stdio(source, told, told)
         actions: list[tuple[int, int, int]] = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(used)]
         try:
             pid = os.posix_spawnp(
@@ -61,16 +68,15 @@ class CommandLine:
                 setsigdef=[signals.SIGPIPE],
             )
         except FileNotFoundError:
-            os.close(read_end)
+            os.close(told)
             raise errors.NotFound(
                 f"OCI runtime {self._binary!r} is not installed", hint="install it, or use the default runtime"
             ) from None
         finally:
             os.close(source)
-            os.close(write_end)
-        output = b"" if stdio else _read_all(read_end)
-        _, status = os.waitpid(pid, 0)
-        os.close(read_end)
+        status = self._children.wait(pid) if reap else os.waitpid(pid, 0)[1]
+        output = _read_all(told)
+        os.close(told)
         if status != 0:
             raise self._error(arguments, log, output)
         return output
@@ -146,7 +152,7 @@ class CommandLine:
 
     def delete(self, container_id: str) -> None:
         with contextlib.suppress(errors.NotFound):
-            self._run(["delete", "--force", container_id])
+            self._run(["delete", "--force", container_id], reap=True)
         mounts.unmount_rootfs(f"{self._bundle}/rootfs")
 
     def pids(self, container_id: str) -> Sequence[int]:
@@ -194,6 +200,8 @@ def _readable(data: bytes) -> int:
 
 
 def _read_all(descriptor: int) -> bytes:
+    """What has been written to the file ``descriptor``."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
     chunks = []
     while chunk := os.read(descriptor, 65536):
         chunks.append(chunk)

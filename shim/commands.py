@@ -25,6 +25,7 @@ from protos.wire import Values, WireError
 from shim import runtimes
 from shim.bundle import Bundle, ExitRecord
 from shim.config import ShimConfig
+from shim.exits import Children
 from shim.stdio import Uris, forget_attach_socket
 
 _GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
@@ -230,7 +231,7 @@ def _delete(flags: dict[str, str]) -> Values:
     kept = bundle.read_options()
     options = kept["options"] if kept else runtimes.no_options()
     runtime = runtimes.runtime_for(
-        options, flags.get("address", ""), _required(flags, "namespace"), path, _SOCKET_DIRECTORY
+        options, flags.get("address", ""), _required(flags, "namespace"), path, _SOCKET_DIRECTORY, Children()
     )
     runtime.delete(container_id)
     if kept:

@@ -25,6 +25,39 @@ _INFO_EXIT = 1 << 3
 _INFO = struct.Struct("<QQ11Ii")
 
 
+class Children:
+    """The dead children of this process. One that ends while another is awaited is kept until it is asked for."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, int]] = []
+
+    def wait(self, pid: int) -> int:
+        """The ``waitpid`` status of the child ``pid``, which nothing else waits for.
+
+        The others are collected meanwhile: a runtime's ``delete`` may wait for helpers of the container to be gone,
+        and those are this process's children once their parent has ended.
+        """
+        while True:
+            ended, status = os.waitpid(-1, 0)
+            if ended == pid:
+                return status
+            self._kept.append((ended, status))
+
+    def ended(self) -> list[tuple[int, int]]:
+        """All that ended since the last call: pid and ``waitpid`` status, in that order."""
+        ended, self._kept = self._kept, []
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return ended
+            if pid == 0:
+                return ended
+            ended.append((pid, status))
+
+
 def exit_status(wait_status: int) -> int:
     """The exit status in a ``waitpid`` status."""
     if os.WIFSIGNALED(wait_status):

@@ -21,6 +21,7 @@ from shim import main, runtimes
 from shim.bundle import Bundle, claim
 from shim.config import ShimConfig
 from shim.container import Container
+from shim.exits import Children
 from shim.loop import Loop
 from shim.parking import Parking
 from shim.process import Process
@@ -65,7 +66,7 @@ class _Runtime(runtimes.InProcess):
 class _Service(TaskService):
     def new_container(self, container_id: str, bundle_path: str, uris: Uris, options: Values) -> Container:
         scratch = os.path.dirname(self.config.socket)
-        runtimes.runtime_for(options, self.config.address, self.config.namespace, bundle_path, scratch)
+        runtimes.runtime_for(options, self.config.address, self.config.namespace, bundle_path, scratch, Children())
         return Container(
             container_id,
             Bundle(bundle_path),

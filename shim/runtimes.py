@@ -20,6 +20,7 @@ from runc_py import errors as runc_errors
 from runc_py.runtime import Launched, RootfsMount, Runtime, Stdio
 from shim.apart import Answer, Kept, Killed, apart, apart_kept
 from shim.bundle import Bundle
+from shim.exits import Children
 
 if TYPE_CHECKING:
     from shim.commandline import CommandLine
@@ -233,7 +234,7 @@ class InProcess:
             raise errors.FailedPrecondition(f"cannot {what}: criu is not installed", hint="install the package criu")
         installed = f"{os.path.dirname(sys.executable)}/runc-py"
         program = installed if os.access(installed, os.X_OK) else "runc-py"
-        return CommandLine(program, self._root, self._systemd, scratch, scratch)
+        return CommandLine(program, self._root, self._systemd, scratch, scratch, Children())
 
     def stats(self, container_id: str) -> dict[str, Any]:
         with _translated():
@@ -270,8 +271,13 @@ def no_options() -> Values:
     return RUNC_OPTIONS.decode(b"")
 
 
-def runtime_for(options: Values, address: str, namespace: str, bundle: str, scratch: str) -> TaskRuntime:
-    """The runtime that ``options`` (containerd.runc.v1.Options) names; ``scratch`` is a directory with a short path."""
+def runtime_for(
+    options: Values, address: str, namespace: str, bundle: str, scratch: str, children: Children
+) -> TaskRuntime:
+    """The runtime that ``options`` (containerd.runc.v1.Options) names.
+
+    ``scratch`` is a directory with a short path; ``children`` collects what ends while a runtime's program is awaited.
+    """
     root = options["root"]
     root = f"{root}/{namespace}" if root else default_root(address, namespace)
     systemd = bool(options["systemd_cgroup"])
@@ -281,4 +287,4 @@ def runtime_for(options: Values, address: str, namespace: str, bundle: str, scra
         return InProcess(root, "systemd" if systemd else "cgroupfs", bundle)
     from shim.commandline import CommandLine
 
-    return CommandLine(options["binary_name"], root, systemd, bundle, scratch)
+    return CommandLine(options["binary_name"], root, systemd, bundle, scratch, children)

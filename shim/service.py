@@ -19,6 +19,7 @@ from shim import metrics, runtimes
 from shim.bundle import INIT, Bundle
 from shim.config import ShimConfig
 from shim.container import Container
+from shim.exits import Children
 from shim.loop import Loop, report
 from shim.parking import Parking
 from shim.process import Process
@@ -37,6 +38,7 @@ class TaskService:
         self.loop = loop
         self.config = config
         self.containers: dict[str, Container] = {}
+        self._children = Children()
         self.publisher = Publisher(loop, config.ttrpc_address, config.namespace, f"{config.bundle}/events")
         self.on_shutdown: Callable[[], None] = loop.stop
         self._handlers: dict[str, Handler] = {
@@ -74,13 +76,7 @@ class TaskService:
     def reap(self) -> None:
         """Collect all dead children: execs before inits, so that events come in order."""
         ended: list[tuple[Container, Process, int]] = []
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
+        for pid, status in self._children.ended():
             ended += [
                 (c, p, status) for c in self.containers.values() for p in c.processes() if p.pid == pid and p.running
             ]
@@ -104,7 +100,7 @@ class TaskService:
         config = self.config
         bundle = Bundle(bundle_path)
         scratch = os.path.dirname(config.socket)
-        runtime = runtimes.runtime_for(options, config.address, config.namespace, bundle_path, scratch)
+        runtime = runtimes.runtime_for(options, config.address, config.namespace, bundle_path, scratch, self._children)
         parking = Parking(self.loop, config.keeper, f"{config.namespace}/{container_id}")
         return Container(
             container_id,
