@@ -183,7 +183,7 @@ def _elements(kind: int, table: str, ports: Iterable[PortRule]) -> list[Message]
     ]
 
 
-def _members(table: str, networks: Sequence[BridgeRules]) -> list[Message]:
+def _members(table: str, networks: Sequence[BridgeRules], kind: int = nft.NEW_ELEMENT) -> list[Message]:
     names = [(nft.ifname(n.bridge), n) for n in networks]
 
     def by_version(versions: str) -> list[bytes]:
@@ -199,7 +199,7 @@ def _members(table: str, networks: Sequence[BridgeRules]) -> list[Message]:
     return [
         message
         for place, keys in members.items()
-        for message in nft.elements(nft.NEW_ELEMENT, table, place, ((key, None) for key in keys))
+        for message in nft.elements(kind, table, place, ((key, None) for key in keys))
     ]
 
 
@@ -242,15 +242,17 @@ def _translation(table: str) -> list[Message]:
 
 @functools.lru_cache(4096)
 def _masquerade(table: str, network: BridgeRules) -> tuple[Message, ...]:
-    """The rules that one network adds."""
+    """The rules that one network adds; its bridge's name as their comment tells them from others'."""
     out = []
+    name = network.bridge
     for subnet in network.hairpin:
         inside = _is(_FAMILY[subnet.version]) + _in(subnet, _SOURCE_OFFSET)
         translated = _connection(nft.CT_STATUS, nft.STATUS_DNAT)
-        out.append(nft.new_rule(table, "postrouting", _to(), translated, inside, nft.masquerade()))
+        out.append(nft.new_rule(table, "postrouting", _to(), translated, inside, nft.masquerade(), comment=name))
     for subnet in network.masquerade:
         inside = _is(_FAMILY[subnet.version]) + _in(subnet, _SOURCE_OFFSET)
-        out.append(nft.new_rule(table, "postrouting", _to(inverted=True), inside, nft.masquerade()))
+        leaving = _to(inverted=True)
+        out.append(nft.new_rule(table, "postrouting", leaving, inside, nft.masquerade(), comment=name))
     return tuple(out)
 
 
@@ -309,6 +311,14 @@ class Firewall:
     def add(self, network: BridgeRules) -> None:
         """Add one network to the table."""
         self._commit([*_members(self.table, [network]), *_masquerade(self.table, network)])
+
+    def withdraw(self, network: BridgeRules) -> None:
+        """Take one network out of the table. Raises ``NetlinkError`` (ENOENT) when it is not as ``add`` left it."""
+        query = nft.query_rules(self.table, "postrouting")
+        rules = self._netlink.dump(nft.SUBSYSTEM << 8 | nft.GET_RULE, query)
+        handles = nft.handles_with(network.bridge, (body for _, body in rules))
+        gone = [nft.delete_rule(self.table, "postrouting", handle) for handle in handles]
+        self._commit([*gone, *_members(self.table, [network], nft.DELETE_ELEMENT)])
 
     def publish(self, ports: Sequence[PortRule]) -> None:
         """Add published ports, all or none."""

@@ -209,6 +209,27 @@ class HostKernel:
         if _is_ours(plan, link):
             self.delete_links([plan.name])
 
+    def retire(self, plan: BridgePlan) -> bool:
+        """Take a bridge of ours out of use at once: down, without addresses; whether there is one to delete.
+
+        Deleting it takes the kernel two RCU grace periods (30 to 50 ms), one of them under the lock that every change
+        of an interface needs.
+        """
+        self._known.pop(plan.name, None)
+        link = rtnl.find_link(self.route, plan.name)
+        if link is None or not _is_ours(plan, link):
+            return False
+        addresses = (rtnl.delete_address(link.index, address) for address in plan.addresses)
+        for refusal in self.route.request_all((rtnl.set_down(link.index), *addresses)):
+            if refusal.errno not in GONE:
+                raise refusal
+        return True
+
+    def has_bridge(self, name: str, mac: bytes) -> bool:
+        """Whether there is a bridge of this name and hardware address."""
+        link = rtnl.find_link(self.route, name)
+        return link is not None and link.kind == "bridge" and link.address == mac
+
     # Firewall
 
     def apply_rules(self, rules: Sequence[BridgeRules], ports: Sequence[PortRule], *, force: bool = False) -> None:
@@ -223,6 +244,12 @@ class HostKernel:
         if self._options.firewall:
             self.firewall.add(rules)
             self._rules = (*(self._rules or ()), rules)
+
+    def withdraw_rules(self, rules: BridgeRules) -> None:
+        """Take one network out of the firewall. Raises ``NetlinkError`` (ENOENT) when somebody changed the table."""
+        if self._options.firewall:
+            self._rules = tuple(known for known in self._rules or () if known.bridge != rules.bridge)
+            self.firewall.withdraw(rules)
 
     def publish(self, ports: Sequence[PortRule]) -> None:
         """Open published ports."""

@@ -14,6 +14,7 @@ from engine.network.netlink import (
     NLM_F_CREATE,
     Message,
     attribute,
+    attributes,
     be32,
     message,
     nested,
@@ -51,6 +52,7 @@ TYPE_NFPROTO, TYPE_IPV4, TYPE_IPV6, TYPE_PROTO, TYPE_SERVICE, TYPE_IFNAME = 2, 7
 _HOST_ORDER = b"\0\4" + struct.pack("=I", 1)
 """User data of a set: keys are in host byte order; without it ``nft list`` prints interface names as nothing."""
 SET_MAP = 8
+_HANDLE, _USER_DATA = 3, 7
 IFNAME_SIZE = 16
 ELEMENTS_PER_MESSAGE = 500
 """An attribute holds less than 64 KiB; an element of ours takes 40 to 60 bytes."""
@@ -153,10 +155,33 @@ def elements(kind: int, table: str, name: str, pairs: Iterable[tuple[bytes, byte
     ]
 
 
-def new_rule(table: str, chain: str, *expressions: bytes) -> Message:
-    """``add rule``: appended behind the chain's others."""
+def new_rule(table: str, chain: str, *expressions: bytes, comment: str = "") -> Message:
+    """``add rule``: appended behind the chain's others; ``comment`` is shown by ``nft list``."""
     body = (text(1, table), text(2, chain), nested(4, *expressions))
-    return _message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, *body)
+    note = (attribute(_USER_DATA, comment_data(comment)),) if comment else ()
+    return _message(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, *body, *note)
+
+
+def delete_rule(table: str, chain: str, handle: bytes) -> Message:
+    """``delete rule``: the one with this handle, as the kernel gave it."""
+    return _message(DELETE_RULE, 0, text(1, table), text(2, chain), attribute(_HANDLE, handle))
+
+
+def comment_data(comment: str) -> bytes:
+    """A comment in nft(8)'s layout of user data: type 0, length, text with a NUL."""
+    data = comment.encode() + b"\0"
+    return bytes((0, len(data))) + data
+
+
+def handles_with(comment: str, rules: Iterable[bytes]) -> list[bytes]:
+    """Handles of those of the dumped ``rules`` that carry ``comment``."""
+    wanted, out = comment_data(comment), []
+    for body in rules:
+        if wanted in body:
+            found = dict(attributes(body[4:]))
+            if found.get(_USER_DATA) == wanted:
+                out.append(found[_HANDLE])
+    return out
 
 
 def query_elements(table: str, name: str) -> bytes:

@@ -113,6 +113,11 @@ def set_up(index: int) -> Message:
     return message(RTM_NEWLINK, 0, _ifinfo(index, IFF_UP, IFF_UP))
 
 
+def set_down(index: int) -> Message:
+    """Take an interface down: its routes go."""
+    return message(RTM_NEWLINK, 0, _ifinfo(index, 0, IFF_UP))
+
+
 def delete_link(name: str) -> Message:
     """Remove an interface (and a veth's peer) by name. The kernel answers after a grace period."""
     return message(RTM_DELLINK, 0, _ifinfo() + text(IFLA_IFNAME, name))
@@ -157,6 +162,12 @@ def new_address(index: int, address: Interface) -> Message:
     if address.version == 4 and network.prefixlen < 31:
         body += attribute(IFA_BROADCAST, network.broadcast_address.packed)
     return message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def delete_address(index: int, address: Interface) -> Message:
+    """Take an address from an interface."""
+    body = struct.pack("=BBBBI", FAMILIES[address.version], address.network.prefixlen, 0, 0, index)
+    return message(RTM_DELADDR, 0, body + attribute(IFA_LOCAL, address.ip.packed))
 
 
 def default_route(gateway: Address, index: int) -> Message:

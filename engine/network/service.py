@@ -20,7 +20,7 @@ import structlog
 
 from engine.events import EventBus
 from engine.interfaces import ContainerDirectory, NetworkTarget, SandboxFiles, SandboxRequest
-from engine.network import attach, creation, hostfiles, names, netns, planning, views
+from engine.network import attach, creation, hostfiles, names, netns, planning, retiring, views
 from engine.network.creation import CreateRequest, vlan_parent
 from engine.network.drivers import driver_of
 from engine.network.firewall import PortRule
@@ -29,7 +29,7 @@ from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
 from engine.network.nameserver import NameServer
 from engine.network.netlink import Netlink, NetlinkError
 from engine.network.options import NetworkFlags, options_of
-from engine.network.plans import BridgePlan, HostPlan, PlugPlan
+from engine.network.plans import HostPlan, PlugPlan
 from engine.network.ports import PortTable
 from engine.network.reaper import Reaper
 from engine.network.registry import KIND as NETWORK_KIND
@@ -74,6 +74,7 @@ class NetworkService:
         self.kernel = HostKernel(self.options)
         self._worker = ThreadPoolExecutor(1, "network")
         self.reaper = Reaper(self.kernel, self.run, self.registry.release)
+        self.retirement = retiring.Retirement(store, self.run, self.delete_links)
         self.nameserver = NameServer(f"{exec_root}/dns")
         self._sandboxes: dict[str, Sandbox] = {}
         self._attachments: dict[str, dict[str, dict[str, Any] | None]] = {}
@@ -98,6 +99,8 @@ class NetworkService:
         routed = await self._routed()
         before = self._default_plan()
         self.registry.ensure_predefined(routed, movable=not self._sandboxes)
+        connecting = self.registry.connecting()
+        await self.retirement.restore(self.kernel, {n.id for n in connecting}, {n.bridge for n in connecting})
         if before is not None and before != self._default_plan():
             # Another address or name: the bridge is made anew, or its old address would stay.
             with contextlib.suppress(OSError):
@@ -193,7 +196,7 @@ class NetworkService:
             return
         plans = self.registry.host_plans()
         wanted = self.registry.host_plan(new) if new is not None else None
-        rules, ports = self.registry.rules(), self._port_rules(self._sandboxes.values())
+        rules, ports = self.registry.rules(), self.port_rules(self._sandboxes.values())
 
         def work() -> None:
             for plan in plans:
@@ -207,6 +210,15 @@ class NetworkService:
 
         await self.run(work)
         self._host_ready = True
+
+    async def delete_links(self, names: Iterable[str]) -> None:
+        """Delete interfaces on a thread of their own, where waiting holds nobody up."""
+        await self.reaper.delete(names)
+
+    async def restore_rules(self, *, without: str) -> None:
+        """Make the firewall anew, leaving one network (by id) out."""
+        rules, ports = self.registry.rules(without), self.port_rules(self._sandboxes.values())
+        await self.run(lambda: self.kernel.apply_rules(rules, ports, force=True))
 
     async def _make_one(self, network: Network) -> None:
         """A new network's interface, and its rules beside those there are."""
@@ -229,7 +241,8 @@ class NetworkService:
             await self._make_host(force=True, new=network)  # somebody flushed the rule set
 
     @staticmethod
-    def _port_rules(sandboxes: Iterable[Sandbox]) -> list[PortRule]:
+    def port_rules(sandboxes: Iterable[Sandbox]) -> list[PortRule]:
+        """The firewall's elements for everything that these publish."""
         return [rule for s in sandboxes for e in s.endpoints for rule in e.port_rules()]
 
     async def remove_host_state(self) -> None:
@@ -240,6 +253,7 @@ class NetworkService:
         for pin in stray_pins(self._pins, ()):
             await self.run(netns.remove_pin, pin)
         await self.reaper.drain()
+        await self.retirement.drain()
         bridges = [n.bridge for n in self.registry.bridges()]
         await self.reaper.delete(await self.run(self.kernel.stray_veths, bridges, ()))
         for plan in self.registry.host_plans():
@@ -251,6 +265,7 @@ class NetworkService:
     async def close(self) -> None:
         """Let go of sockets and threads; everything in the kernel goes on."""
         await self.reaper.drain()
+        self.retirement.stop()
         self._watcher.stop()
         self.nameserver.close()
         await self.run(self.kernel.close)
@@ -385,7 +400,7 @@ class NetworkService:
             return
         await self._make_host()
         pin = self.pin_path(sandbox.request.container_id)
-        ports = self._port_rules((sandbox,))
+        ports = self.port_rules((sandbox,))
         inside = self._fresh.get(sandbox.request.container_id)
 
         def work() -> None:
@@ -431,7 +446,7 @@ class NetworkService:
 
     async def _release(self, sandbox: Sandbox, pin: str = "") -> None:
         """Close ports, remove the pin, forget the record; interfaces and addresses are left to the reaper."""
-        ports, container_id = self._port_rules((sandbox,)), sandbox.request.container_id
+        ports, container_id = self.port_rules((sandbox,)), sandbox.request.container_id
         inner = [e.device for e in sandbox.endpoints if e.addresses and not e.veth]
         path = self.pin_path(container_id)
 
@@ -523,6 +538,8 @@ class NetworkService:
         # What the host has elsewhere only matters where a subnet is to be chosen.
         routed = await self._routed() if creation.chooses_subnet(body) else []
         network = self.registry.plan(body, routed)
+        if network.connects:
+            await self.retirement.gone(network.bridge)
         if vlan_parent(network):
             there = await self.run(self.kernel.present, (network.bridge,))
             network = msgspec.structs.replace(network, own_parent=not there)
@@ -531,7 +548,7 @@ class NetworkService:
             if network.connects:
                 await self._make_one(network)
         except BaseException as error:
-            await asyncio.shield(self._remove(network))
+            await asyncio.shield(retiring.take_down(self, network))
             if isinstance(error, OSError):
                 raise Internal(f"cannot make network {network.name} ({network.bridge}): {error.strerror}") from error
             raise
@@ -552,25 +569,9 @@ class NetworkService:
                 f"error while removing network: network {network.name} has active endpoints ({names})",
                 hint="disconnect or stop these containers first",
             )
-        await self._remove(network)
+        await retiring.take_down(self, network)
         self._bus.publish("network", "destroy", network.id, {"name": network.name, "type": network.driver})
         return network
-
-    async def _remove(self, network: Network) -> None:
-        """The bridge first, then the record: a kill in between leaves a network that is made again."""
-        rules = self.registry.rules(without=network.id)
-        ports = self._port_rules(self._sandboxes.values())
-        plan = self.registry.host_plan(network)
-
-        def work() -> None:
-            if plan is not None:
-                self.kernel.remove(plan)
-                self.kernel.apply_rules(rules, ports, force=isinstance(plan, BridgePlan))
-
-        try:
-            await self.run(work)
-        finally:
-            self.registry.forget(network)
 
     async def rename(self, container_id: str, name: str) -> None:
         """A container has another name: a running one is found under it at once."""

@@ -210,6 +210,7 @@ def test_removal_leaves_what_is_not_ours(on_private_host: Run, kind: Kind) -> No
                 )
             )
         await host.service.remove("net")
+        await host.service.retirement.drain()
         assert host.link_names() == before
 
     on_private_host(scenario)

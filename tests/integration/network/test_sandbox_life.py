@@ -297,6 +297,7 @@ def test_networks_of_the_user_are_apart(on_private_host: Run) -> None:
         for number in (1, 2):
             await service.close_sandbox(f"{number:064x}")
         await service.remove(blue.id)
+        await service.retirement.drain()
         assert blue.bridge not in host.link_names()
         assert inner.bridge in host.link_names()
 

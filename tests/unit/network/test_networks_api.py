@@ -51,6 +51,16 @@ class FakeKernel(HostKernel):
     def remove(self, plan: Any) -> None:
         self._note("remove", plan.name)
 
+    def retire(self, plan: Any) -> bool:
+        self._note("retire", plan.name)
+        return True
+
+    def has_bridge(self, name: str, mac: bytes) -> bool:
+        return True
+
+    def withdraw_rules(self, rules: Any) -> None:
+        self._note("rules", "one less")
+
     def apply_rules(self, rules: Any, ports: Any, *, force: bool = False) -> None:
         self._note("rules", len(rules))
 
