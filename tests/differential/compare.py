@@ -9,7 +9,8 @@ import http.client
 import json
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -54,7 +55,7 @@ class Client:
         body = None if step.body is None else json.dumps(step.body)
         headers = {"Content-Type": "application/json"} if body is not None else {}
         where = step.path
-        for name, value in self.saved.items():
+        for name, value in dict(self.saved).items():
             where = where.replace("{" + name + "}", value)
         connection.request(step.method, f"/{self._version}{quote(where, safe='/?&=%')}", body, headers)
         answer = connection.getresponse()
@@ -67,6 +68,12 @@ class Client:
         if step.save and isinstance(decoded, dict):
             self.saved[step.save] = str(decoded.get("Id", "?"))
         return Reply(answer.status, {name: answer.headers.get(name, "") for name in HEADERS}, decoded)
+
+    def ask_all(self, steps: Iterable[Step]) -> list[tuple[Step, Reply]]:
+        """Send all requests, each when the one before was answered; those that are ``late`` are not waited for."""
+        with ThreadPoolExecutor() as pool:
+            asked = [(step, pool.submit(self.ask, step) if step.late else self.ask(step)) for step in steps]
+        return [(step, reply if isinstance(reply, Reply) else reply.result()) for step, reply in asked]
 
 
 def masked(value: Any, key: str = "") -> Any:

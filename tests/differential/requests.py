@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 
 class Step(NamedTuple):
-    """One request; ``save`` keeps the answer's ``Id`` under that name for later paths and bodies."""
+    """One request; ``save`` keeps the answer's ``Id`` under that name for later paths and bodies.
+
+    ``late`` is refused without any change, and dockerd waits 15 s for the plugin to appear before it says so.
+    """
 
     method: str
     path: str
     body: Any = None
     save: str = ""
+    late: bool = False
 
 
 _SLEEPER = {"Image": "busybox", "Cmd": ["sleep", "1000"], "StopSignal": "SIGKILL"}
@@ -73,7 +77,7 @@ STEPS = (
     Step("POST", "/volumes/create", {"Name": "data", "Labels": {"a": "b"}}),
     Step("POST", "/volumes/create", {"Name": "data"}),
     Step("POST", "/volumes/create", {"Name": "b"}),
-    Step("POST", "/volumes/create", {"Name": "x", "Driver": "nope"}),
+    Step("POST", "/volumes/create", {"Name": "x", "Driver": "nope"}, late=True),
     Step("POST", "/volumes/create", {"Name": "opts", "DriverOpts": {"nope": "x"}}),
     Step("GET", "/volumes"),
     Step("GET", "/volumes/data"),
@@ -86,7 +90,7 @@ STEPS = (
     Step("POST", "/networks/create", {"Name": "blue", "CheckDuplicate": True}),
     Step("POST", "/networks/create", {"Name": "host"}),
     Step("POST", "/networks/create", {"Name": ""}),
-    Step("POST", "/networks/create", {"Name": "x", "Driver": "nope"}),
+    Step("POST", "/networks/create", {"Name": "x", "Driver": "nope"}, late=True),
     Step("GET", "/networks/blue"),
     Step("GET", "/networks/missing"),
     Step("DELETE", "/networks/missing"),
@@ -100,7 +104,7 @@ STEPS = (
     Step("POST", "/containers/create", {**_SLEEPER, "HostConfig": {"Mounts": [{"Type": "bind", "Target": "/x"}]}}),
     Step("POST", "/containers/create", {**_SLEEPER, "HostConfig": {"Memory": 1024}}),
     Step("POST", "/containers/create", {**_SLEEPER, "HostConfig": {"RestartPolicy": {"Name": "sometimes"}}}),
-    Step("POST", "/containers/create", {**_SLEEPER, "HostConfig": {"LogConfig": {"Type": "nope"}}}),
+    Step("POST", "/containers/create", {**_SLEEPER, "HostConfig": {"LogConfig": {"Type": "nope"}}}, late=True),
     Step("POST", "/containers/create", {**_SLEEPER, "HostConfig": {"CapAdd": ["NOPE"]}}),
     Step("POST", "/containers/create", {**_SLEEPER, "HostConfig": {"PortBindings": {"http/tcp": [{}]}}}),
     Step("POST", "/containers/create", {**_SLEEPER, "WorkingDir": "relative"}),
