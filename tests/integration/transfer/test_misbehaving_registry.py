@@ -15,6 +15,9 @@ from oci.errors import DataLoss, GantryError
 from tests.integration.transfer.test_pull_push_archives import SCOPE, Daemon, image_archive
 from tests.support.registry import running_registry
 
+TLS_HANDSHAKE = b"\x16"
+"""The type of a record, RFC 8446, section 5.1: what a client that speaks TLS begins with."""
+
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -47,7 +50,11 @@ class Proxy:
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
+            head = await reader.readexactly(1)
+            if head == TLS_HANDSHAKE:  # as a server of plain HTTP has it: whoever asks for TLS need not wait
+                writer.close()
+                return
+            head += await reader.readuntil(b"\r\n\r\n")
             if self.limits:
                 self.limits -= 1
                 limited = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 0\r\nContent-Length: 0\r\n"
