@@ -12,12 +12,17 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv6Interface
 
+import structlog
+
 from engine.network import netns, rtnl
+from engine.network.conntrack import Flows, has_datagrams
 from engine.network.firewall import BridgeRules, Firewall, PortRule
 from engine.network.model import Address, NetworkOptions, Subnet
 from engine.network.netlink import GONE, NETLINK_ROUTE, Message, Netlink, NetlinkError
 from engine.network.plans import BridgePlan, ChildPlan, HostPlan, ParentPlan, PlugPlan
 from oci.errors import FailedPrecondition, Internal, InvalidArgument
+
+log = structlog.get_logger()
 
 VETH_PREFIX = "gveth"
 """Host ends of containers' interfaces: the prefix and ten digits of the endpoint's id make 15 characters."""
@@ -36,6 +41,7 @@ class HostKernel:
         self._options = options
         self._route: Netlink | None = None
         self._firewall: Firewall | None = None
+        self._flows: Flows | None = None
         self._known: dict[str, rtnl.Link] = {}
         self._rules: tuple[BridgeRules, ...] | None = None
         self._forwarding: set[int] = set()
@@ -52,12 +58,18 @@ class HostKernel:
             self._firewall = Firewall(self._options.table)
         return self._firewall
 
+    @property
+    def flows(self) -> Flows:
+        if self._flows is None:
+            self._flows = Flows()
+        return self._flows
+
     def close(self) -> None:
         """Close the sockets; all else stays."""
-        for opened in (self._route, self._firewall):
+        for opened in (self._route, self._firewall, self._flows):
             if opened is not None:
                 opened.close()
-        self._route = self._firewall = None
+        self._route = self._firewall = self._flows = None
 
     def foreign_networks(self, own: Iterable[str]) -> list[Subnet]:
         """Networks this host has routes or addresses for, on interfaces other than the bridges called ``own``."""
@@ -260,11 +272,26 @@ class HostKernel:
                 "cannot publish ports: this engine runs without its firewall", hint="start it without --iptables=false"
             )
         self.firewall.publish(ports)
+        self.forget_flows(ports, published=True)
 
     def unpublish(self, ports: Sequence[PortRule]) -> None:
         """Close published ports. Idempotent."""
         if ports and self._options.firewall:
             self.firewall.unpublish(ports)
+            self.forget_flows(ports, published=False)
+
+    def forget_flows(self, ports: Sequence[PortRule], *, published: bool) -> None:
+        """Make UDP clients of ports that have just been published, or no longer are, begin anew."""
+        if not has_datagrams(ports):
+            return
+        try:
+            if published:
+                self.flows.published(ports, {address.ip for address, _ in rtnl.addresses(self.route)})
+            else:
+                self.flows.unpublished(ports)
+        except OSError as error:
+            # A kernel without nf_conntrack_netlink: such clients go on once they have been silent for two minutes.
+            log.warning("UDP clients of published ports may be led to their old place", error=str(error))
 
     def table_is_there(self) -> bool:
         """Whether our firewall table exists."""

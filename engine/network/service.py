@@ -131,7 +131,9 @@ class NetworkService:
     async def restore(self, alive: frozenset[str]) -> None:
         """At daemon start: keep the sandboxes of ``alive`` containers (ports reserved again), sweep all others."""
         await self.start()
-        for container_id in [c for c in self._sandboxes if c not in alive]:
+        dead = [c for c in self._sandboxes if c not in alive]
+        closed = self.port_rules(self._sandboxes[c] for c in dead)
+        for container_id in dead:
             self._forget_sandbox(container_id)
         for sandbox in list(self._sandboxes.values()):
             await attach.settle(self, sandbox)
@@ -141,6 +143,7 @@ class NetworkService:
             await self.run(netns.remove_pin, pin)
         try:
             await self._make_host(force=True)
+            await self.run(lambda: self.kernel.forget_flows(closed, published=False))
             await self._repair()
         except (OSError, GantryError) as error:
             log.warning("bridge networks are not available yet", error=str(error))
@@ -414,6 +417,7 @@ class NetworkService:
                 raise
             # Somebody flushed the rule set: make the table again, with these ports in it.
             await self._make_host(force=True)
+            await self.run(lambda: self.kernel.forget_flows(ports, published=True))
 
     def _plans(self, sandbox: Sandbox) -> list[PlugPlan]:
         gateways = planning.gateway_networks(self.wanted(sandbox.request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +87,7 @@ def test_a_flushed_rule_set_is_made_again_without_it(on_private_host: Run) -> No
         before = table()
         await host.service.create(green())
         host.service._watcher.stop()
-        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        await asyncio.to_thread(subprocess.run, ["nft", "flush", "ruleset"], check=True)
         await host.service.remove("green")
         assert sorted(table().split()) == sorted(before.split())
 
