@@ -1,8 +1,9 @@
 """``containerd-py``: the supervisor's command line and start-up order.
 
-Rule: zygote and keeper are started (or adopted) before grpc is imported (docs/internals.md, "Processes"); that is why
-this module imports only the standard library and light modules at the top. SIGTERM ends the daemon and nothing else:
-containers, shims, zygote and keeper go on, and the next daemon finds them. ``containerd-py shutdown`` ends all of it.
+Rule: zygote and keeper are started (or adopted) before anything heavy is imported (docs/internals.md, "Processes");
+that is why this module imports only the standard library and light modules at the top. SIGTERM ends the daemon and
+nothing else: containers, shims, zygote and keeper go on, and the next daemon finds them. ``containerd-py shutdown``
+ends all of it.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def serve(settings: Settings) -> None:
 
     # structlog looks for rich, for a console that this daemon never draws: 7 MiB that nobody needs.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None is how an import is told to fail
-    from containerd_py import server  # imports grpc: nothing may be forked from here on
+    from containerd_py import server  # from here on there are threads: nothing may be forked
 
     for helper in (helpers.KEEPER, helpers.ZYGOTE):
         try:

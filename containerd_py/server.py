@@ -15,16 +15,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import cast
 
-import grpc
 import structlog
 
 from containerd_py.checkpoints import Checkpoints
+from containerd_py.door import Door
 from containerd_py.exchange import LocalExchange
 from containerd_py.interfaces import ContainerStore
 from containerd_py.metrics.rpcs import RPCS
-from containerd_py.services.calls import BothDoors, Calls
+from containerd_py.services.calls import Calls
 from containerd_py.services.events import EventsService
 from containerd_py.services.tasks import TasksService
 from containerd_py.settings import Settings
@@ -35,17 +34,7 @@ from containerd_py.tasks.launcher import HelperClient, Zygote
 from containerd_py.tasks.manager import TaskManager
 from containerd_py.tasks.reaper import Reaper
 from containerd_py.tasks.recovery import Recovery
-from containerd_py.tcp import add_port
 from oci import trace
-from protos.containerd import events_pb2_grpc, tasks_pb2_grpc
-
-GRPC_OPTIONS = (
-    ("grpc.max_receive_message_length", 16 << 20),
-    ("grpc.max_send_message_length", 16 << 20),
-    ("grpc.so_reuseport", 0),
-)
-STOP_GRACE = 0.5
-"""Seconds calls in flight have at SIGTERM. A Wait may last for days, so this is what every stop costs."""
 
 HELPER_RETRY_SECONDS = 2.0
 
@@ -91,19 +80,17 @@ async def _serve(settings: Settings) -> None:
         reaper.start()
         stack.callback(reaper.close)
         exchange = LocalExchange()
-        server = grpc.aio.server(options=GRPC_OPTIONS)
         stores = open_stores(settings, exchange, stack)
         calls = Calls()
-        doors = cast(grpc.aio.Server, BothDoors(server, calls))
-        serve_stores(doors, stores, settings)
+        serve_stores(calls, stores, settings)
         close_events = await shim_events.serve(settings.ttrpc_address, exchange, calls)
         stack.callback(close_events)
         manager = await start_tasks(settings, stores.containers, exchange, reaper, stack)
         checkpoints = Checkpoints(stores.content, stores.workers, stores.containers, f"{settings.state}/checkpoints")
-        tasks_pb2_grpc.add_TasksServicer_to_server(TasksService(manager, checkpoints), doors)
-        events_pb2_grpc.add_EventsServicer_to_server(EventsService(exchange), doors)
+        calls.add(TasksService(manager, checkpoints), EventsService(exchange))
         stores.collector.start()
-        await _listen(server, settings)
+        door = Door(settings.address, settings.tcp, calls.servicers)
+        await door.listen()
         if settings.metrics_address:
             from containerd_py.metrics import endpoint  # h11 and what it brings, for those who want it
 
@@ -113,23 +100,9 @@ async def _serve(settings: Settings) -> None:
         await stopping.wait()
         _log.info("stopping; containers go on", tasks=len(manager.init_pids()))
         exchange.close()
-        await server.stop(STOP_GRACE)
-        for path in (settings.address, settings.ttrpc_address):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-
-async def _listen(server: grpc.aio.Server, settings: Settings) -> None:
-    if settings.tcp.address:
-        add_port(server, settings.tcp)
-        _log.info("serving TCP", address=settings.tcp.address, clients_verified=bool(settings.tcp.authority))
-    # The socket must not be open to others even for the moment before the mode is set.
-    before = os.umask(0o117)
-    try:
-        server.add_insecure_port(f"unix:{settings.address}")
-        await server.start()
-    finally:
-        os.umask(before)
+        await door.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(settings.ttrpc_address)
 
 
 async def start_tasks(

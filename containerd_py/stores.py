@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import grpc
 from google.protobuf.message import Message
 
 from containerd_py.content.store import Content
@@ -25,6 +24,7 @@ from containerd_py.metadata.leases import Leases
 from containerd_py.metadata.namespaces import Namespaces
 from containerd_py.metadata.sandboxes import Sandboxes
 from containerd_py.registry.hosts import RegistryConfig
+from containerd_py.services.calls import Calls
 from containerd_py.services.containers import ContainersService
 from containerd_py.services.content import ContentService
 from containerd_py.services.diff import DiffService
@@ -44,20 +44,6 @@ from containerd_py.transfer import model as transfer_model
 from containerd_py.transfer.transfers import Transfers
 from containerd_py.unpack import Unpacker
 from oci import errors
-from protos.containerd import (
-    containers_pb2_grpc,
-    content_pb2_grpc,
-    diff_pb2_grpc,
-    images_pb2_grpc,
-    introspection_pb2_grpc,
-    leases_pb2_grpc,
-    namespaces_pb2_grpc,
-    sandbox_pb2_grpc,
-    snapshots_pb2_grpc,
-    streaming_pb2_grpc,
-    transfer_pb2_grpc,
-    version_pb2_grpc,
-)
 
 CONTENT = "io.containerd.content.v1.content"
 SERVICES = (
@@ -137,23 +123,25 @@ def open_stores(settings: Settings, exchange: LocalExchange, stack: contextlib.A
     )
 
 
-def serve_stores(server: grpc.aio.Server, stores: Stores, settings: Settings) -> None:
-    """Add the services over ``stores`` to ``server``."""
+def serve_stores(calls: Calls, stores: Stores, settings: Settings) -> None:
+    """Add the services over ``stores`` to ``calls``."""
     database, collector = stores.database, stores.collector
     found = plugins(stores.snapshotters, SERVICES, settings.root)
-    introspection_pb2_grpc.add_IntrospectionServicer_to_server(IntrospectionService(settings.root, found), server)
-    version_pb2_grpc.add_VersionServicer_to_server(VersionService(), server)
-    namespaces_pb2_grpc.add_NamespacesServicer_to_server(NamespacesService(stores.namespaces, database), server)
-    containers_pb2_grpc.add_ContainersServicer_to_server(ContainersService(stores.containers, database), server)
-    content_pb2_grpc.add_ContentServicer_to_server(ContentService(stores.content, database), server)
-    images_pb2_grpc.add_ImagesServicer_to_server(ImagesService(stores.images, database, collector), server)
-    leases_pb2_grpc.add_LeasesServicer_to_server(LeasesService(stores.leases, collector), server)
-    snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotsService(stores.snapshotters, database), server)
-    diff_pb2_grpc.add_DiffServicer_to_server(DiffService(stores.content, stores.workers, database), server)
-    sandbox_pb2_grpc.add_StoreServicer_to_server(SandboxStoreService(Sandboxes(database), database), server)
     streams = Streams()
-    streaming_pb2_grpc.add_StreamingServicer_to_server(StreamingService(streams), server)
-    transfer_pb2_grpc.add_TransferServicer_to_server(TransferService(stores.transfers, streams), server)
+    calls.add(
+        IntrospectionService(settings.root, found),
+        VersionService(),
+        NamespacesService(stores.namespaces, database),
+        ContainersService(stores.containers, database),
+        ContentService(stores.content, database),
+        ImagesService(stores.images, database, collector),
+        LeasesService(stores.leases, collector),
+        SnapshotsService(stores.snapshotters, database),
+        DiffService(stores.content, stores.workers, database),
+        SandboxStoreService(Sandboxes(database), database),
+        StreamingService(streams),
+        TransferService(stores.transfers, streams),
+    )
 
 
 @contextlib.contextmanager

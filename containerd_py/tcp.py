@@ -3,7 +3,7 @@
 Rule: whoever may call this API owns the host. Beyond this machine only clients with a certificate of our authority are
 let in, unless somebody said by name that the network is theirs.
 
-The checks are made before the helpers are forked: grpc is imported later, with the first port.
+The checks are made before the helpers are started: grpc is imported later, with the port.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ Rule: counting costs two dictionary updates a call and nothing is kept that a pa
 from __future__ import annotations
 
 import bisect
-import sys
 from collections import Counter
 from typing import NamedTuple
 
-import grpc
+from google.protobuf.descriptor import MethodDescriptor
 
 from containerd_py.metrics.exposition import Family, Sample
+from oci.errors import Code
 
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper ends in seconds, Prometheus' default ones."""
@@ -30,24 +30,16 @@ class Method(NamedTuple):
         return {"grpc_method": self.name, "grpc_service": self.service, "grpc_type": self.kind}
 
 
-def method_of(servicer: type, name: str) -> Method:
-    """The published name of the method ``name`` of a servicer class that grpcio's generated class is a base of."""
-    for base in servicer.__mro__:
-        module = sys.modules.get(base.__module__.removesuffix("_grpc"))
-        descriptor = getattr(module, "DESCRIPTOR", None)
-        service = descriptor and descriptor.services_by_name.get(base.__name__.removesuffix("Servicer"))
-        if base.__module__.endswith("_pb2_grpc") and service is not None:
-            found = service.methods_by_name[name]
-            kinds = ("unary", "server_stream"), ("client_stream", "bidi_stream")
-            return Method(service.full_name, name, kinds[found.client_streaming][found.server_streaming])
-    return Method(servicer.__qualname__, name, "unary")
+def method_of(method: MethodDescriptor) -> Method:
+    """``method`` by its published names."""
+    kinds = ("unary", "server_stream"), ("client_stream", "bidi_stream")
+    kind = kinds[method.client_streaming][method.server_streaming]
+    return Method(method.containing_service.full_name, method.name, kind)
 
 
-def code_name(code: grpc.StatusCode) -> str:
-    """The name Go has for a status: ``NotFound``, ``OK``, ``Canceled``."""
-    if code is grpc.StatusCode.OK:
-        return "OK"
-    return "Canceled" if code is grpc.StatusCode.CANCELLED else code.name.title().replace("_", "")
+def code_name(code: Code | None) -> str:
+    """The name Go has for a status: ``NotFound``, ``Canceled``, ``OK`` (None)."""
+    return "OK" if code is None else code.name.title().replace("_", "")
 
 
 class Rpcs:
@@ -55,7 +47,7 @@ class Rpcs:
 
     def __init__(self) -> None:
         self.started: Counter[Method] = Counter()
-        self.handled: Counter[tuple[Method, grpc.StatusCode]] = Counter()
+        self.handled: Counter[tuple[Method, Code | None]] = Counter()
         self.received: Counter[Method] = Counter()
         self.sent: Counter[Method] = Counter()
         self.seconds: dict[Method, list[float]] | None = None
@@ -65,8 +57,8 @@ class Rpcs:
         """Show ``method`` before its first call, too."""
         self.started[method] += 0
 
-    def ended(self, method: Method, code: grpc.StatusCode, seconds: float) -> None:
-        """A call is over."""
+    def ended(self, method: Method, code: Code | None, seconds: float) -> None:
+        """A call is over; ``code`` None: it went well."""
         self.handled[method, code] += 1
         if self.seconds is not None:
             counts = self.seconds.setdefault(method, [0.0] * (len(BUCKETS) + 2))

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Protocol, cast
-
-import grpc
+from typing import Protocol, cast
 
 from containerd_py.services.errors import Context
+from containerd_py.services.rpcs import Rpc, rpcs_of
 from oci import errors
 from protos import ttrpc
 
@@ -33,15 +32,6 @@ class Wire(Protocol):
         """Return when the client has taken what was queued, but for a little."""
 
 
-class _Refused(Exception):
-    """A call's status."""
-
-    def __init__(self, code: int, details: str) -> None:
-        super().__init__(details)
-        self.code = code
-        self.details = details
-
-
 class _CallContext:
     """What servicers use of ``grpc.aio.ServicerContext``."""
 
@@ -55,34 +45,31 @@ class _CallContext:
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return self._metadata
 
-    async def abort(self, code: grpc.StatusCode, details: str) -> None:
-        raise _Refused(code.value[0], details)
-
     async def send_initial_metadata(self, _metadata: object) -> None:
         self._wire.send(ttrpc.encode_frame(ttrpc.Frame(self._stream, ttrpc.DATA, ttrpc.NO_DATA, b"")))
 
 
 class Calls:
-    """Every method that was added, by its path. Nothing is answered before ``open``."""
+    """Every method of the servicers that were added. Nothing is answered before ``open``."""
 
     def __init__(self) -> None:
-        self._handlers: dict[tuple[str, str], Any] = {}
+        self.servicers: list[object] = []
+        self._rpcs: dict[tuple[str, str], Rpc] = {}
         self._opened = asyncio.Event()
 
     def open(self) -> None:
         """Answer from now on; calls that came before are answered now."""
         self._opened.set()
 
-    def add(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Methods as the generated ``add_…Servicer_to_server`` registers them."""
-        self._handlers.update(((service, name), handler) for name, handler in handlers.items())
+    def add(self, *servicers: object) -> None:
+        """Answer what these serve."""
+        self.servicers += servicers
+        self._rpcs.update(((rpc.service, rpc.name), rpc) for servicer in servicers for rpc in rpcs_of(servicer))
 
     async def serve(self, wire: Wire, stream: int, request: ttrpc.Request) -> None:
         """Answer one call."""
         try:
             answer = await self._answer(wire, stream, request)
-        except _Refused as refused:
-            answer = ttrpc.encode_error(stream, refused.code, refused.details)
         except errors.GantryError as error:
             answer = ttrpc.encode_error(stream, error.code, str(error))
         wire.send(answer)
@@ -90,19 +77,18 @@ class Calls:
     async def _answer(self, wire: Wire, stream: int, request: ttrpc.Request) -> bytes:
         if not self._opened.is_set():
             await self._opened.wait()
-        handler = self._handlers.get((request.service, request.method))
-        if handler is None or handler.request_streaming:
+        rpc = self._rpcs.get((request.service, request.method))
+        if rpc is None or rpc.requests_stream:
             raise errors.Unimplemented(f"no method {request.method} of {request.service} here")
-        message = handler.request_deserializer(request.payload)
+        message = rpc.decode(request.payload)
         context = cast(Context, _CallContext(wire, stream, request.metadata))
-        if handler.response_streaming:
-            async for answer in handler.unary_stream(message, context):
-                payload = _bounded(handler.response_serializer(answer))
+        if rpc.answers_stream:
+            async for answer in rpc.call(message, context):
+                payload = _bounded(rpc.encode(answer))
                 wire.send(ttrpc.encode_frame(ttrpc.Frame(stream, ttrpc.DATA, 0, payload)))
                 await wire.drained()
             return ttrpc.encode_response(stream, b"")
-        payload = _bounded(handler.response_serializer(await handler.unary_unary(message, context)))
-        return ttrpc.encode_response(stream, payload)
+        return ttrpc.encode_response(stream, _bounded(rpc.encode(await rpc.call(message, context))))
 
 
 def _bounded(payload: bytes) -> bytes:
@@ -110,18 +96,3 @@ def _bounded(payload: bytes) -> bytes:
     if len(payload) > LONGEST:
         raise errors.ResourceExhausted(f"an answer of {len(payload)} bytes is too long for ttrpc", hint="ask over gRPC")
     return payload
-
-
-class BothDoors:
-    """Stands in for the gRPC server where servicers are added: they answer here and there."""
-
-    def __init__(self, server: grpc.aio.Server, calls: Calls) -> None:
-        self._server = server
-        self._calls = calls
-
-    def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        self._server.add_generic_rpc_handlers(handlers)
-
-    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        cast(Any, self._server).add_registered_method_handlers(service, handlers)
-        self._calls.add(service, handlers)

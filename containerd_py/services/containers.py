@@ -9,12 +9,12 @@ from google.protobuf.empty_pb2 import Empty
 from containerd_py.metadata.containers import Containers
 from containerd_py.metadata.database import Database
 from containerd_py.services.errors import Context, later, scope, served
+from containerd_py.services.rpcs import ContainersServicer
 from protos.containerd import containers_pb2 as pb
-from protos.containerd import containers_pb2_grpc
 
 
-@served
-class ContainersService(containers_pb2_grpc.ContainersServicer):
+@served(pb.DESCRIPTOR.services_by_name["Containers"])
+class ContainersService(ContainersServicer):
     """Containers over gRPC. What a client was told of survives a power cut, but where the client said "later"."""
 
     def __init__(self, containers: Containers, database: Database) -> None:

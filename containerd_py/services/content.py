@@ -16,9 +16,9 @@ from containerd_py.interfaces import ContentInfo, ContentStore, ContentWriter, I
 from containerd_py.metadata.database import Database
 from containerd_py.services.errors import Context, scope, served
 from containerd_py.services.messages import timestamp
+from containerd_py.services.rpcs import ContentServicer
 from oci import errors
 from protos.containerd import content_pb2 as pb
-from protos.containerd import content_pb2_grpc
 
 CHUNK = 1 << 20
 SMALL = 1 << 16
@@ -27,8 +27,8 @@ LISTED = 100
 """Blobs in one message of List."""
 
 
-@served
-class ContentService(content_pb2_grpc.ContentServicer):
+@served(pb.DESCRIPTOR.services_by_name["Content"])
+class ContentService(ContentServicer):
     """Content over gRPC."""
 
     def __init__(self, content: ContentStore, database: Database) -> None:

@@ -15,16 +15,17 @@ from containerd_py.diff.pool import Created, LayerWorkers
 from containerd_py.interfaces import ContentStore, ContentWriter, Mount, Scope
 from containerd_py.metadata.database import Database
 from containerd_py.services.errors import Context, scope, served
+from containerd_py.services.rpcs import DiffServicer
 from containerd_py.services.snapshots import mounts_of
 from oci.errors import AlreadyExists
 from oci.image import MEDIA_LAYER, Descriptor
-from protos.containerd import diff_pb2, diff_pb2_grpc, types_pb2
+from protos.containerd import diff_pb2, types_pb2
 
 _PIECE = 1 << 20
 
 
-@served
-class DiffService(diff_pb2_grpc.DiffServicer):
+@served(diff_pb2.DESCRIPTOR.services_by_name["Diff"])
+class DiffService(DiffServicer):
     """Apply and Diff over one set of layer workers."""
 
     def __init__(self, content: ContentStore, workers: LayerWorkers, database: Database) -> None:

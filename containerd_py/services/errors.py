@@ -1,7 +1,7 @@
-"""The one place where an error becomes a gRPC status, and where a call's metadata becomes a ``Scope``.
+"""The one place where whatever fails becomes an error with a status, and where a call's metadata becomes a ``Scope``.
 
-Rule: every servicer class is decorated with ``served``; its methods raise ``oci.errors`` (or ``OSError``) and never
-call ``context.abort`` themselves. The numbers of ``oci.errors.Code`` are gRPC's own.
+Rule: every servicer class is decorated with ``served``; its methods raise ``oci.errors`` or ``OSError``, what comes out
+is a ``GantryError``, and each door says that as its wire does. The numbers of ``oci.errors.Code`` are gRPC's own.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ import inspect
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import grpc
 import structlog
+from google.protobuf.descriptor import ServiceDescriptor
 
 from containerd_py.interfaces import Scope
 from containerd_py.metrics.rpcs import RPCS, Method, method_of
-from oci.errors import Code, FailedPrecondition, GantryError, InvalidArgument
+from containerd_py.services.rpcs import SERVICE
+from oci.errors import Code, FailedPrecondition, GantryError, InvalidArgument, from_code
 from protos.ttrpc import LATER
 
+if TYPE_CHECKING:
+    import grpc
+
 C = TypeVar("C", bound=type)
-Context = grpc.aio.ServicerContext[Any, Any]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+"""What servicers know of a call, whichever door it came through."""
 
 NAMESPACE_HEADER = "containerd-namespace"
 LEASE_HEADER = "containerd-lease"
 
-_STATUS = {status.value[0]: status for status in grpc.StatusCode}
 _ERRNO = {
     errno.ENOENT: Code.NOT_FOUND,
     errno.EEXIST: Code.ALREADY_EXISTS,
@@ -78,23 +82,24 @@ def later(context: Context) -> bool:
     return LATER in (context.invocation_metadata() or ())
 
 
-def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
-    """The status and the text a client sees for ``error``."""
+def status_of(error: Exception) -> GantryError:
+    """``error`` with the status and the text that a client sees."""
     if isinstance(error, GantryError):
-        return _STATUS[int(error.code)], str(error)
+        return error
     if isinstance(error, OSError):
-        return _STATUS[int(_ERRNO.get(error.errno or 0, Code.UNKNOWN))], str(error)
-    return grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}"
+        return from_code(int(_ERRNO.get(error.errno or 0, Code.UNKNOWN)), str(error))
+    return from_code(Code.INTERNAL, f"{type(error).__name__}: {error}")
 
 
-async def _refuse(context: Context, method: Method, request: Any, error: Exception) -> None:
-    code, details = status_of(error)
+def _refused(method: Method, request: Any, error: Exception) -> GantryError:
+    """What to raise for ``error``, which is logged."""
+    refusal = status_of(error)
     about = {"method": f"{method.service}/{method.name}", "container_id": getattr(request, "container_id", None)}
-    if code in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}:
-        log.error("call failed", **about, error=details, exc_info=error)
+    if refusal.code in {Code.INTERNAL, Code.UNKNOWN}:
+        log.error("call failed", **about, error=str(refusal), exc_info=error)
     else:
-        log.debug("call refused", **about, status=code.name, error=details)
-    await context.abort(code, details)
+        log.debug("call refused", **about, status=refusal.code.name, error=str(refusal))
+    return refusal
 
 
 @contextlib.contextmanager
@@ -102,14 +107,14 @@ def _counted(method: Method) -> Iterator[None]:
     """A call in the counters, with how it ended."""
     RPCS.started[method] += 1
     began = time.monotonic()
-    code = grpc.StatusCode.OK
+    code: Code | None = None
     try:
         yield
     except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED
+        code = Code.CANCELED
         raise
     except Exception as error:
-        code, _ = status_of(error)
+        code = status_of(error).code
         raise
     finally:
         RPCS.ended(method, code, time.monotonic() - began)
@@ -124,10 +129,8 @@ def _unary(call: Callable[..., Awaitable[Any]], method: Method) -> Callable[...,
                 answer = await call(self, request, context)
                 RPCS.sent[method] += 1
                 return answer
-        except grpc.aio.AbortError:
-            raise
         except Exception as error:
-            return await _refuse(context, method, request, error)
+            raise _refused(method, request, error) from error
 
     return counted
 
@@ -142,30 +145,25 @@ def _stream(call: Callable[..., AsyncGenerator[Any, None]], method: Method) -> C
                     async for answer in answers:
                         RPCS.sent[method] += 1
                         yield answer
-        except grpc.aio.AbortError:
-            raise
         except Exception as error:
-            await _refuse(context, method, request, error)
+            raise _refused(method, request, error) from error
 
     return counted
 
 
-def served(servicer: C) -> C:
-    """Class decorator: errors raised by the RPC methods (capitalised names) reach the client as their status.
+def served(service: ServiceDescriptor) -> Callable[[C], C]:
+    """Class decorator of a servicer of ``service``: what its methods raise comes out as a ``GantryError``, counted.
 
     Methods are coroutines or async generators; cancellation by the client passes through untouched.
     """
-    for name, method in list(vars(servicer).items()):
-        if not name[0].isupper():
-            continue
-        if inspect.isasyncgenfunction(method):
-            setattr(servicer, name, _stream(method, _known(servicer, name)))
-        elif inspect.iscoroutinefunction(method):
-            setattr(servicer, name, _unary(method, _known(servicer, name)))
-    return servicer
 
+    def decorate(servicer: C) -> C:
+        for one in service.methods:
+            call, method = getattr(servicer, one.name), method_of(one)
+            RPCS.known(method)
+            wrapped = _stream if inspect.isasyncgenfunction(call) else _unary
+            setattr(servicer, one.name, wrapped(call, method))
+        setattr(servicer, SERVICE, service)
+        return servicer
 
-def _known(servicer: type, name: str) -> Method:
-    method = method_of(servicer, name)
-    RPCS.known(method)
-    return method
+    return decorate

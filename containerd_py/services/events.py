@@ -8,11 +8,12 @@ from google.protobuf.empty_pb2 import Empty
 
 from containerd_py.exchange import LocalExchange
 from containerd_py.services.errors import Context, scope, served
-from protos.containerd import events_pb2, events_pb2_grpc, types_pb2
+from containerd_py.services.rpcs import EventsServicer
+from protos.containerd import events_pb2, types_pb2
 
 
-@served
-class EventsService(events_pb2_grpc.EventsServicer):
+@served(events_pb2.DESCRIPTOR.services_by_name["Events"])
+class EventsService(EventsServicer):
     """The exchange over gRPC."""
 
     def __init__(self, exchange: LocalExchange) -> None:

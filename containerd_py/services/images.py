@@ -9,12 +9,12 @@ from containerd_py.interfaces import Collector, Image, ImageStore
 from containerd_py.metadata.database import Database
 from containerd_py.services.errors import Context, scope, served
 from containerd_py.services.messages import descriptor, descriptor_message, timestamp
+from containerd_py.services.rpcs import ImagesServicer
 from protos.containerd import images_pb2 as pb
-from protos.containerd import images_pb2_grpc
 
 
-@served
-class ImagesService(images_pb2_grpc.ImagesServicer):
+@served(pb.DESCRIPTOR.services_by_name["Images"])
+class ImagesService(ImagesServicer):
     """Images over gRPC. What a client was told of survives a power cut."""
 
     def __init__(self, images: ImageStore, database: Database, collector: Collector) -> None:

@@ -14,9 +14,10 @@ from google.protobuf.empty_pb2 import Empty
 
 from containerd_py import filters as filter_language
 from containerd_py.services.errors import Context, served
+from containerd_py.services.rpcs import IntrospectionServicer
 from oci import errors
 from protos.containerd import introspection_pb2 as pb
-from protos.containerd import introspection_pb2_grpc, types_pb2
+from protos.containerd import types_pb2
 
 _ARCHITECTURES = {
     "x86_64": ("amd64", ""),
@@ -73,8 +74,8 @@ def server_uuid(root: str) -> str:
     return made
 
 
-@served
-class IntrospectionService(introspection_pb2_grpc.IntrospectionServicer):
+@served(pb.DESCRIPTOR.services_by_name["Introspection"])
+class IntrospectionService(IntrospectionServicer):
     """Introspection over gRPC; these calls need no namespace header."""
 
     def __init__(self, root: str, found: Sequence[pb.Plugin]) -> None:

@@ -7,12 +7,12 @@ from google.protobuf.empty_pb2 import Empty
 from containerd_py.interfaces import Collector, Lease, LeaseStore, Resource
 from containerd_py.services.errors import Context, scope, served
 from containerd_py.services.messages import timestamp
+from containerd_py.services.rpcs import LeasesServicer
 from protos.containerd import leases_pb2 as pb
-from protos.containerd import leases_pb2_grpc
 
 
-@served
-class LeasesService(leases_pb2_grpc.LeasesServicer):
+@served(pb.DESCRIPTOR.services_by_name["Leases"])
+class LeasesService(LeasesServicer):
     """Leases over gRPC."""
 
     def __init__(self, leases: LeaseStore, collector: Collector) -> None:

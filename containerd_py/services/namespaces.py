@@ -7,12 +7,12 @@ from google.protobuf.empty_pb2 import Empty
 from containerd_py.metadata.database import Database
 from containerd_py.metadata.namespaces import Namespace, Namespaces
 from containerd_py.services.errors import Context, identifier, served
+from containerd_py.services.rpcs import NamespacesServicer
 from protos.containerd import namespaces_pb2 as pb
-from protos.containerd import namespaces_pb2_grpc
 
 
-@served
-class NamespacesService(namespaces_pb2_grpc.NamespacesServicer):
+@served(pb.DESCRIPTOR.services_by_name["Namespaces"])
+class NamespacesService(NamespacesServicer):
     """Namespaces over gRPC; these calls need no namespace header."""
 
     def __init__(self, namespaces: Namespaces, database: Database) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from containerd_py.metadata.database import Database
 from containerd_py.metadata.sandboxes import Sandboxes
 from containerd_py.services.errors import Context, scope, served
+from containerd_py.services.rpcs import StoreServicer
 from protos.containerd import sandbox_pb2 as pb
-from protos.containerd import sandbox_pb2_grpc
 
 
-@served
-class SandboxStoreService(sandbox_pb2_grpc.StoreServicer):
+@served(pb.DESCRIPTOR.services_by_name["Store"])
+class SandboxStoreService(StoreServicer):
     """Sandboxes over gRPC. What a client was told of survives a power cut."""
 
     def __init__(self, sandboxes: Sandboxes, database: Database) -> None:

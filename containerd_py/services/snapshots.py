@@ -14,10 +14,11 @@ from google.protobuf.empty_pb2 import Empty
 from containerd_py.interfaces import Mount, SnapshotInfo
 from containerd_py.metadata.database import Database
 from containerd_py.services.errors import Context, scope, served
+from containerd_py.services.rpcs import SnapshotsServicer
 from containerd_py.snapshots.base import DirectorySnapshotter
 from oci.errors import InvalidArgument
 from protos.containerd import snapshots_pb2 as api
-from protos.containerd import snapshots_pb2_grpc, types_pb2
+from protos.containerd import types_pb2
 
 _BATCH = 100
 """Snapshots in one message of a list, as containerd sends them."""
@@ -33,8 +34,8 @@ def mounts_of(messages: Iterable[types_pb2.Mount]) -> list[Mount]:
     return [Mount(m.type, m.source, m.target, tuple(m.options)) for m in messages]
 
 
-@served
-class SnapshotsService(snapshots_pb2_grpc.SnapshotsServicer):
+@served(api.DESCRIPTOR.services_by_name["Snapshots"])
+class SnapshotsService(SnapshotsServicer):
     """All snapshotters of the daemon, by name."""
 
     def __init__(self, snapshotters: Mapping[str, DirectorySnapshotter], database: Database) -> None:

@@ -11,22 +11,21 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 
 from containerd_py.interfaces import Scope
 from containerd_py.services.errors import Context, scope, served
+from containerd_py.services.rpcs import StreamingServicer
 from oci.errors import AlreadyExists, Canceled, InvalidArgument, NotFound
-from protos.containerd import streaming_pb2, streaming_pb2_grpc, transfer_types_pb2
+from protos.containerd import streaming_pb2, transfer_types_pb2
 
 M = TypeVar("M", bound=Message)
 
 CHUNK = 256 << 10
 """Bytes in one Data message, where the client's window allows so many (containerd's clients grant 64 KiB)."""
 WINDOW = 4 << 20
-_EOF: Any = vars(grpc.aio)["EOF"]
 
 
 def pack(message: Message) -> AnyMessage:
@@ -48,7 +47,11 @@ class Stream:
     """The daemon's end of one stream."""
 
     def __init__(self, context: Context) -> None:
+        import grpc.aio  # a stream comes in over gRPC: it is there
+
         self._context: Any = context
+        self._gone = (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError)
+        self._eof: Any = vars(grpc.aio)["EOF"]
         self._sending = asyncio.Lock()
         self.closed = asyncio.Event()
 
@@ -59,7 +62,7 @@ class Stream:
         async with self._sending:
             try:
                 await self._context.write(pack(message))
-            except (grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+            except self._gone as error:
                 raise Canceled("the stream's client went away") from error
 
     async def receive(self, kind: type[M]) -> M | None:
@@ -71,12 +74,12 @@ class Stream:
             if not reading.done():
                 raise Canceled("the stream's client went away")
             message = reading.result()
-        except (grpc.RpcError, grpc.aio.UsageError) as error:
+        except self._gone as error:
             raise Canceled("the stream's client went away") from error
         finally:
             ending.cancel()
             reading.cancel()
-        return None if message is _EOF else unpack(message, kind)
+        return None if message is self._eof else unpack(message, kind)
 
     async def download(self) -> AsyncIterator[bytes]:
         """The client's bytes until it ends its side."""
@@ -135,8 +138,8 @@ class Streams:
         self._open.pop((scope.namespace, id), None)
 
 
-@served
-class StreamingService(streaming_pb2_grpc.StreamingServicer):
+@served(streaming_pb2.DESCRIPTOR.services_by_name["Streaming"])
+class StreamingService(StreamingServicer):
     """Streams over gRPC."""
 
     def __init__(self, streams: Streams) -> None:
@@ -146,12 +149,10 @@ class StreamingService(streaming_pb2_grpc.StreamingServicer):
         self, _requests: AsyncIterator[AnyMessage], context: Context
     ) -> None:
         """Keep one stream open until the request it is for is over."""
-        reader: Any = context
-        first = await reader.read()
-        if first is _EOF:
+        stream, where = Stream(context), scope(context)
+        init = await stream.receive(streaming_pb2.StreamInit)
+        if init is None:
             raise InvalidArgument("a stream begins with a StreamInit")
-        init, where = unpack(first, streaming_pb2.StreamInit), scope(context)
-        stream = Stream(context)
         self._streams.add(where, init.id, stream)
         try:
             # The client may have this answer and use the stream before the write returns: others wait for its turn.

@@ -15,19 +15,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from containerd_py.checkpoints import Checkpoints
 from containerd_py.services.errors import Context, scope, served
+from containerd_py.services.rpcs import TasksServicer
 from containerd_py.tasks.bundle import ExitRecord, check_identifier
 from containerd_py.tasks.manager import TaskManager
 from containerd_py.tasks.recovery import timestamp
 from containerd_py.tasks.task import Task
 from oci import errors
-from protos.containerd import runc_options_pb2, shim_v2_pb2, task_types_pb2, tasks_pb2, tasks_pb2_grpc, types_pb2
+from protos.containerd import runc_options_pb2, shim_v2_pb2, task_types_pb2, tasks_pb2, types_pb2
 
 STATE_SECONDS = 10.0
 """How long a shim may take to tell its state before List and Metrics go on without it."""
 
 
-@served
-class TasksService(tasks_pb2_grpc.TasksServicer):
+@served(tasks_pb2.DESCRIPTOR.services_by_name["Tasks"])
+class TasksService(TasksServicer):
     """Tasks over gRPC."""
 
     def __init__(self, manager: TaskManager, checkpoints: Checkpoints) -> None:

@@ -19,12 +19,13 @@ from containerd_py.interfaces import Scope
 from containerd_py.registry.auth import Credentials, CredentialsSource
 from containerd_py.registry.repository import Repository
 from containerd_py.services.errors import Context, scope, served
+from containerd_py.services.rpcs import TransferServicer
 from containerd_py.services.streaming import Stream, Streams, unpack
 from containerd_py.transfer.model import Destination, Event, ExtraName, Report, Unpack
 from containerd_py.transfer.transfers import Transfers
 from oci.errors import GantryError, InvalidArgument, Unimplemented
 from oci.image import Descriptor, Platform
-from protos.containerd import transfer_pb2, transfer_pb2_grpc, types_pb2
+from protos.containerd import transfer_pb2, types_pb2
 from protos.containerd import transfer_types_pb2 as types
 
 _KINDS: dict[str, type[Message]] = {
@@ -33,8 +34,8 @@ _KINDS: dict[str, type[Message]] = {
 }
 
 
-@served
-class TransferService(transfer_pb2_grpc.TransferServicer):
+@served(transfer_pb2.DESCRIPTOR.services_by_name["Transfer"])
+class TransferService(TransferServicer):
     """Transfers over gRPC."""
 
     def __init__(self, transfers: Transfers, streams: Streams) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 
+from containerd_py import grpc_server
 from containerd_py.metadata.database import Database
 from containerd_py.services.snapshots import SnapshotsService
 from containerd_py.snapshots.choose import snapshotters
@@ -20,7 +21,7 @@ async def _conversation(root: Path) -> None:
     database = Database(str(root / "meta.db"))
     server = grpc.aio.server()
     service = SnapshotsService(snapshotters(str(root), database, lambda *_: None), database)
-    snapshots_pb2_grpc.add_SnapshotsServicer_to_server(service, server)
+    grpc_server.add(server, service)
     server.add_insecure_port(f"unix:{root}/s")
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{root}/s") as channel:

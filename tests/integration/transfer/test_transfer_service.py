@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from containerd_py import grpc_server
 from containerd_py.services.streaming import StreamingService, Streams, pack, unpack
 from containerd_py.services.transfer import TransferService
 from protos.containerd import streaming_pb2, streaming_pb2_grpc, transfer_pb2, transfer_pb2_grpc
@@ -60,8 +61,8 @@ def test_over_grpc_with_a_password(tmp_path: Path, private: str) -> None:
     async def run() -> None:
         daemon, streams = Daemon(tmp_path / "a"), Streams()
         server = grpc.aio.server()
-        streaming_pb2_grpc.add_StreamingServicer_to_server(StreamingService(streams), server)
-        transfer_pb2_grpc.add_TransferServicer_to_server(TransferService(daemon.transfers, streams), server)
+        grpc_server.add(server, StreamingService(streams))
+        grpc_server.add(server, TransferService(daemon.transfers, streams))
         server.add_insecure_port(f"unix:{tmp_path}/s.sock")
         await server.start()
         async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s.sock") as channel:

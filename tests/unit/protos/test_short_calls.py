@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from containerd_py.services.version import VersionService
 from containerd_py.tasks import shim_events
 from engine import calls as short
 from oci import errors
+from protos import ttrpc
 from protos.containerd import (
     content_pb2,
     content_pb2_grpc,
@@ -26,13 +29,12 @@ from protos.containerd import (
     events_pb2_grpc,
     namespaces_pb2,
     namespaces_pb2_grpc,
-    version_pb2_grpc,
 )
 
 METADATA = (("containerd-namespace", "moby"),)
 
 
-@served
+@served(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
 class Namespaces:
     """Answers with what it was asked, refuses, hangs or says too much."""
 
@@ -61,7 +63,7 @@ class Namespaces:
     Create = Update = Delete = Get
 
 
-@served
+@served(content_pb2.DESCRIPTOR.services_by_name["Content"])
 class Content:
     """Blobs by their length: pieces of three bytes, without a word before the first one."""
 
@@ -78,19 +80,6 @@ class Content:
     Info = Update = List = Delete = Status = ListStatuses = Write = Abort = Read
 
 
-class Recorder:
-    """Takes what generated code registers."""
-
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-
-    def add_generic_rpc_handlers(self, _handlers: object) -> None:
-        """gRPC's own way."""
-
-    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        self._calls.add(service, handlers)
-
-
 class Supervisor:
     """The ttrpc side of one."""
 
@@ -99,14 +88,8 @@ class Supervisor:
         self.exchange = LocalExchange()
         self.namespaces = Namespaces()
         self.calls = Calls()
-        recorder: Any = Recorder(self.calls)
         self.content = Content()
-        servicer: Any = self.namespaces
-        namespaces_pb2_grpc.add_NamespacesServicer_to_server(servicer, recorder)
-        blobs: Any = self.content
-        content_pb2_grpc.add_ContentServicer_to_server(blobs, recorder)
-        version_pb2_grpc.add_VersionServicer_to_server(VersionService(), recorder)
-        events_pb2_grpc.add_EventsServicer_to_server(EventsService(self.exchange), recorder)
+        self.calls.add(self.namespaces, self.content, VersionService(), EventsService(self.exchange))
 
     async def __aenter__(self) -> Supervisor:
         self._close = await shim_events.serve(self.path, self.exchange, self.calls)
@@ -197,19 +180,139 @@ def test_whoever_stops_waiting_ends_the_work(tmp_path: Path) -> None:
     run(body())
 
 
-def test_a_call_waits_for_a_supervisor_that_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_a_call_waits_for_a_supervisor_that_comes_back(tmp_path: Path, for_ever: bool) -> None:
     async def body() -> None:
         async with Supervisor(str(tmp_path / "s")):
             calls, stub, _ = stubs(str(tmp_path / "s"))
             await calls.probe()
-        await asyncio.sleep(0)
-        with pytest.raises(errors.Unavailable):
-            await asked(stub, "a")
-        waiting = asyncio.ensure_future(asked(stub, "a", wait_for_ready=True))
+        waiting = asyncio.ensure_future(asked(stub, "a", wait_for_ready=for_ever))
         await asyncio.sleep(0.05)
         assert not waiting.done()
         async with Supervisor(str(tmp_path / "s")):
             assert await waiting == "moby/a"
+
+    run(body())
+
+
+def test_a_supervisor_that_stays_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body() -> None:
+        path = str(tmp_path / "c.sock.ttrpc")
+        async with Supervisor(path):
+            calls, stub, _ = stubs(path)
+            await calls.probe()
+        monkeypatch.setattr(short, "RESTART_SECONDS", 0.1)
+        for call in (asked(stub, "a"), calls.present()):
+            with pytest.raises(errors.Unavailable) as caught:
+                await call
+            assert caught.value.message == (
+                f"containerd at {tmp_path}/c.sock cannot be reached: No such file or directory, "
+                "after 0.1 s of waiting for it"
+            )
+            assert "log says why" in caught.value.hint
+
+    run(body())
+
+
+class Dying:
+    """Takes connections, answers ``Version``, and does with the next request what a supervisor that is killed may do.
+
+    ``reads``: it had read the request, so it may have carried it out.
+    """
+
+    def __init__(self, path: str, *, reads: bool) -> None:
+        self._path, self._reads = path, reads
+        self.seen = 0
+
+    async def __aenter__(self) -> Dying:
+        self._server = await asyncio.get_running_loop().create_unix_server(lambda: _DyingPeer(self), self._path)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    def take(self, peer: _DyingPeer, frame: ttrpc.Frame) -> None:
+        request = ttrpc.decode_request(frame)
+        if request.method == "Version":
+            peer.answer(frame.stream_id)
+            if not self._reads:
+                peer.leave_unread()
+            return
+        self.seen += 1
+        peer.die()
+
+
+class _DyingPeer(asyncio.Protocol):
+    def __init__(self, supervisor: Dying) -> None:
+        self._supervisor = supervisor
+        self._decoder = ttrpc.Decoder()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for frame in self._decoder.feed(data):
+            self._supervisor.take(self, frame)
+
+    def answer(self, number: int) -> None:
+        self._transport.write(ttrpc.encode_response(number, b""))
+
+    def leave_unread(self) -> None:
+        """Read no more; close once something has come."""
+        self._transport.pause_reading()
+        asyncio.get_running_loop().create_task(self._close_on_data())
+
+    async def _close_on_data(self) -> None:
+        connected = self._transport.get_extra_info("socket")
+        waiting = b"\0\0\0\0"
+        while not int.from_bytes(waiting, "little"):
+            await asyncio.sleep(0.01)
+            waiting = fcntl.ioctl(connected.fileno(), termios.FIONREAD, b"\0\0\0\0")
+        self._transport.abort()
+
+    def die(self) -> None:
+        self._transport.abort()
+
+
+@pytest.mark.parametrize(("method", "reads", "again"), [
+    ("Get", True, True), ("Get", False, True), ("Update", True, False), ("Update", False, True),
+])  # fmt: skip
+def test_what_may_have_been_done_is_not_done_again(tmp_path: Path, method: str, reads: bool, again: bool) -> None:
+    """``Namespaces/Update`` stands for what changes something: it is made again only where nobody had read it."""
+
+    async def body() -> None:
+        path = str(tmp_path / "s")
+        async with Dying(path, reads=reads) as dying:
+            calls = short.Calls(path)
+            await calls.probe()
+            assert calls.usable
+            request = namespaces_pb2.GetNamespaceRequest(name="a").SerializeToString()
+            name = f"/containerd.services.namespaces.v1.Namespaces/{method}"
+            asking = asyncio.ensure_future(calls.unary(name, request, METADATA, None, False))
+            if not again:
+                with pytest.raises(short.HungUp, match="containerd ended before it answered Namespaces/Update"):
+                    await asking
+                assert dying.seen == 1
+                return
+            while not vars(calls)["_connection"].lost:
+                await asyncio.sleep(0.01)
+            Path(path).unlink()
+        async with Supervisor(path):
+            assert await asking
+        assert dying.seen == int(reads)
+
+    run(body())
+
+
+def test_a_call_that_kills_every_supervisor_ends(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with Dying(str(tmp_path / "s"), reads=True) as dying:
+            calls, stub, _ = stubs(str(tmp_path / "s"))
+            await calls.probe()
+            with pytest.raises(short.HungUp, match="Namespaces/Get"):
+                await asked(stub, "a")
+            assert dying.seen == short.TRIES
 
     run(body())
 

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 import pytest
 
 from containerd_py.metrics import containers, exposition, process
 from containerd_py.metrics.rpcs import Method, Rpcs, code_name, method_of
 from containerd_py.services import errors as services
 from containerd_py.services.content import ContentService
+from containerd_py.services.rpcs import SERVICE
 from containerd_py.services.streaming import StreamingService
 from containerd_py.services.tasks import TasksService
-from oci.errors import NotFound
+from oci.errors import Code, NotFound, PermissionDenied
 from protos.cgroup_metrics import METRICS_V1, METRICS_V2, V1, V2
+from protos.containerd import namespaces_pb2
 
 
 def test_methods_have_their_published_names() -> None:
-    tasks = "containerd.services.tasks.v1.Tasks"
-    assert method_of(TasksService, "Create") == Method(tasks, "Create", "unary")
-    assert method_of(ContentService, "Read").kind == "server_stream"
-    assert method_of(ContentService, "Write").kind == "bidi_stream"
-    assert method_of(StreamingService, "Stream").service == "containerd.services.streaming.v1.Streaming"
+    def found(servicer: type, name: str) -> Method:
+        service: Any = vars(servicer)[SERVICE]
+        return method_of(service.methods_by_name[name])
+
+    assert found(TasksService, "Create") == Method("containerd.services.tasks.v1.Tasks", "Create", "unary")
+    assert found(ContentService, "Read").kind == "server_stream"
+    assert found(ContentService, "Write").kind == "bidi_stream"
+    assert found(StreamingService, "Stream").service == "containerd.services.streaming.v1.Streaming"
 
 
 def test_codes_have_gos_names() -> None:
-    assert [code_name(code) for code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.NOT_FOUND)] == [
-        "OK",
-        "Canceled",
-        "NotFound",
-    ]
-
-
-class Context:
-    """A call that ends with what was said to ``abort``."""
-
-    async def abort(self, code: grpc.StatusCode, details: str) -> None:
-        raise LookupError(code, details)
+    assert [code_name(code) for code in (None, Code.CANCELED, Code.NOT_FOUND)] == ["OK", "Canceled", "NotFound"]
 
 
 def test_calls_are_counted_with_how_they_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,30 +41,34 @@ def test_calls_are_counted_with_how_they_ended(monkeypatch: pytest.MonkeyPatch) 
     counters.seconds = {}
     monkeypatch.setattr(services, "RPCS", counters)
 
-    @services.served
+    @services.served(namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"])
     class Service:
-        async def Good(self, request: Any, context: Any) -> str:
+        async def Get(self, request: Any, context: Any) -> str:
             return "fine"
 
-        async def Bad(self, request: Any, context: Any) -> str:
+        async def Create(self, request: Any, context: Any) -> str:
             raise NotFound("not here")
 
-        async def Many(self, request: Any, context: Any) -> AsyncIterator[int]:
+        async def List(self, request: Any, context: Any) -> AsyncIterator[int]:
             for number in range(3):
                 yield number
 
-        async def Long(self, request: Any, context: Any) -> None:
+        async def Update(self, request: Any, context: Any) -> None:
             await asyncio.sleep(60)
+
+        async def Delete(self, request: Any, context: Any) -> None:
+            raise PermissionError(errno.EACCES, "hands off")
 
     service: Any = Service()
 
     async def calls() -> None:
-        context = Context()
-        assert await service.Good(None, context) == "fine"
-        with pytest.raises(LookupError, match="not here"):
-            await service.Bad(None, context)
-        assert [number async for number in service.Many(None, context)] == [0, 1, 2]
-        waiting = asyncio.create_task(service.Long(None, context))
+        assert await service.Get(None, None) == "fine"
+        with pytest.raises(NotFound, match="not here"):
+            await service.Create(None, None)
+        with pytest.raises(PermissionDenied, match="hands off"):
+            await service.Delete(None, None)
+        assert [number async for number in service.List(None, None)] == [0, 1, 2]
+        waiting = asyncio.create_task(service.Update(None, None))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait((waiting,))
@@ -78,14 +76,15 @@ def test_calls_are_counted_with_how_they_ended(monkeypatch: pytest.MonkeyPatch) 
     asyncio.run(calls())
     ended = {(method.name, code): count for (method, code), count in counters.handled.items()}
     assert ended == {
-        ("Good", grpc.StatusCode.OK): 1,
-        ("Bad", grpc.StatusCode.NOT_FOUND): 1,
-        ("Many", grpc.StatusCode.OK): 1,
-        ("Long", grpc.StatusCode.CANCELLED): 1,
+        ("Get", None): 1,
+        ("Create", Code.NOT_FOUND): 1,
+        ("Delete", Code.PERMISSION_DENIED): 1,
+        ("List", None): 1,
+        ("Update", Code.CANCELED): 1,
     }
-    assert {method.name: count for method, count in counters.sent.items()} == {"Good": 1, "Many": 3}
+    assert {method.name: count for method, count in counters.sent.items()} == {"Get": 1, "List": 3}
     page = exposition.text(counters.families())
-    assert 'grpc_server_handled_total{grpc_code="NotFound",grpc_method="Bad",' in page
+    assert 'grpc_server_handled_total{grpc_code="NotFound",grpc_method="Create",' in page
     assert 'le="+Inf"} 1' in page
     assert "# TYPE grpc_server_handling_seconds histogram" in page
 
