@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from containerd_py.checkpoints import Restore
 from containerd_py.interfaces import ContainerStore, Scope
 from containerd_py.tasks import foreign
-from containerd_py.tasks.bundle import Bundle, BundleStore, ExitRecord
+from containerd_py.tasks.bundle import Bundle, BundleStore, Endpoint, ExitRecord
 from containerd_py.tasks.recovery import CALL_SECONDS, Recovery, ShimStarter
 from containerd_py.tasks.shim_client import ShimClient
 from containerd_py.tasks.task import Task
@@ -33,6 +34,9 @@ SWEEP_SECONDS = (0.1, 0.5, 2.0, 5.0)
 
 SWEPT_SECONDS = 20.0
 """How long a create waits for the remains of an earlier one."""
+
+SANDBOX = "sandbox"
+"""The bundle's file that names the task's sandbox."""
 
 R = TypeVar("R")
 
@@ -65,6 +69,8 @@ class TaskManager:
         self._recovery = recovery
         self._daemon = daemon
         recovery.vanished = self._forget
+        self.join: Callable[[str, str], Endpoint | None] = lambda namespace, sandbox: None
+        """Where the shim of a running sandbox listens; None for one that is nobody's business here. May refuse."""
         self._tasks: dict[tuple[str, str], Task] = {}
 
     def get(self, namespace: str, id: str) -> Task:
@@ -77,6 +83,14 @@ class TaskManager:
     def list(self, namespace: str) -> list[Task]:
         """The namespace's created tasks, oldest first."""
         return [task for (where, _), task in self._tasks.items() if where == namespace and task.created]
+
+    async def members(self, namespace: str, sandbox: str) -> Sequence[Task]:
+        """The created tasks of a sandbox; those that are being created are waited for."""
+        found = [task for task in self._tasks.values() if (task.namespace, task.sandbox) == (namespace, sandbox)]
+        making = [task.making for task in found if not task.created and task.making is not None]
+        if making:
+            await asyncio.wait(making)
+        return [task for task in found if task.created and not task.deleting]
 
     def namespaces(self) -> set[str]:
         """Namespaces that have tasks."""
@@ -97,9 +111,18 @@ class TaskManager:
             raise errors.AlreadyExists(f"task {id}: already exists")
         runtime = request.runtime_path or container.runtime.name or RUNTIME_NAME
         task = Task(self._bundles.bundle(namespace, id), runtime, foreign.resolve(runtime))
+        shared = self._joined(task, container.sandbox) if container.sandbox else None
         self._tasks[namespace, id] = task
-        task.making = _begun(self._make(task, container, request, restore))
+        task.making = _begun(self._make(task, container, request, restore, shared))
         return await asyncio.shield(task.making)
+
+    def _joined(self, task: Task, sandbox: str) -> Endpoint | None:
+        """Make the task the sandbox's, if that is one of ours; where its shim listens, for a task that shares it."""
+        endpoint = self.join(task.namespace, sandbox)
+        if endpoint is None:
+            return None
+        task.sandbox = sandbox
+        return None if task.own else endpoint
 
     async def _make(
         self,
@@ -107,6 +130,7 @@ class TaskManager:
         container: containers_pb2.Container,
         request: tasks_pb2.CreateTaskRequest,
         restore: Restore | None,
+        shared: Endpoint | None,
     ) -> Task:
         """Make the task; once more when only the shim's death was in the way. A caller that leaves stops nothing."""
         runtime_options = container.runtime.options if container.runtime.HasField("options") else None
@@ -115,7 +139,9 @@ class TaskManager:
             try:
                 task.bundle.create(container.spec.value)
                 checkpoint = await restore(f"{task.bundle.path}/checkpoint") if restore is not None else ""
-                await self._start_shim(task, runtime_options)
+                if task.sandbox:
+                    task.bundle.write(SANDBOX, task.sandbox.encode())
+                await self._start_shim(task, runtime_options, shared)
                 await self._create_in_shim(task, request, runtime_options, checkpoint)
             except Exception:
                 lost = task.shim_pid > 0 and (task.client is None or task.client.closed.done())
@@ -130,7 +156,7 @@ class TaskManager:
                 task.created = True
                 return task
 
-    async def _start_shim(self, task: Task, options: AnyMessage | None) -> None:
+    async def _start_shim(self, task: Task, options: AnyMessage | None, shared: Endpoint | None) -> None:
         if task.own:
             path = self._bundles.shim_socket(task.namespace, task.id)
             launched = await self._zygote.start(task.namespace, task.id, task.bundle.path, path)
@@ -138,8 +164,12 @@ class TaskManager:
             client = await ShimClient.connect(task.namespace, launched.address, launched.version)
         else:
             task.bundle.write(foreign.SHIM_BINARY_PATH, task.program[0].encode())
-            task.log = foreign.ShimLog(task.bundle)
-            endpoint = await foreign.start(task.program, task.bundle, options, self._daemon)
+            if shared is None:
+                task.log = foreign.ShimLog(task.bundle)
+                endpoint = await foreign.start(task.program, task.bundle, options, self._daemon)
+            else:
+                endpoint = shared
+                task.bundle.write("bootstrap.json", msgspec.json.encode(endpoint))
             client = await ShimClient.connect(task.namespace, endpoint.address, endpoint.version)
         self._recovery.watch(task, client)
 
@@ -278,7 +308,8 @@ class TaskManager:
         program = (bundle.read(foreign.SHIM_BINARY_PATH) or b"").decode()
         task = Task(bundle, program or RUNTIME_NAME, (program,) if program else foreign.OWN_PROGRAM)
         task.pid = bundle.init_pid()
-        if not task.own:
+        task.sandbox = (bundle.read(SANDBOX) or b"").decode()
+        if not task.own and not task.sandbox:
             task.log = foreign.ShimLog(bundle)
         found = await self._reconnect(task)
         if found is Found.TASK:

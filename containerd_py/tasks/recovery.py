@@ -172,13 +172,20 @@ class Recovery:
         return 128 - code if code < 0 else code
 
     async def _bury_foreign(self, task: Task) -> None:
-        """A foreign shim's container dies with its shim: its ``delete`` cleans up and tells the status."""
+        """A foreign shim's container dies with its shim: its ``delete`` cleans up and tells the status.
+
+        What ended before its shim did, with its sandbox, is on record.
+        """
+        known = task.bundle.exit_record()
         try:
             answer = await foreign.delete(task.program, task.bundle, self._daemon)
             record = ExitRecord(answer.pid or task.pid, answer.exit_status, answer.exited_at.ToNanoseconds())
         except (errors.GantryError, OSError) as error:
             _log.error("shim delete failed", namespace=task.namespace, id=task.id, error=str(error))
             record = ExitRecord(task.pid, UNKNOWN_STATUS, time.time_ns())
+        if known is not None:
+            task.final = known
+            return
         if record.exited_at <= 0:
             record = ExitRecord(record.pid, record.exit_status, time.time_ns())
         task.bundle.write_exit_record(record)
@@ -241,6 +248,10 @@ class Recovery:
     async def shut_down(self, task: Task, client: ShimClient) -> None:
         """End a shim that has no container any more and wait until it is gone; ours goes with its bundle anyway."""
         client.on_lost = None
+        if task.shares_shim:
+            client.close()
+            task.client = None
+            return
         with contextlib.suppress(errors.GantryError):  # it may hang up as soon as it has read the request
             await client.call("Shutdown", shim_v2_pb2.ShutdownRequest(id=task.id), Empty, seconds=CALL_SECONDS)
         if not await client.hung_up(CALL_SECONDS):

@@ -27,14 +27,14 @@ class ShimLost(errors.Unavailable):
 
 
 class ShimClient(asyncio.Protocol):
-    """Calls of one shim's Task service. Make it with ``connect``."""
+    """Calls of one service of a shim's, Task for the most part. Make it with ``connect``."""
 
-    def __init__(self, namespace: str, address: str, version: int) -> None:
+    def __init__(self, namespace: str, address: str, version: int, service: str = "") -> None:
         self.address = address
         self.version = version
         self.on_lost: Callable[[], None] | None = None
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._service = TASK_SERVICE.format(version=version)
+        self._service = service or TASK_SERVICE.format(version=version)
         self._metadata = {ttrpc.NAMESPACE_KEY: namespace}
         self._transport: asyncio.Transport | None = None
         self._decoder = ttrpc.Decoder()
@@ -43,11 +43,11 @@ class ShimClient(asyncio.Protocol):
         self._reason = ""
 
     @classmethod
-    async def connect(cls, namespace: str, address: str, version: int = 2) -> ShimClient:
+    async def connect(cls, namespace: str, address: str, version: int = 2, service: str = "") -> ShimClient:
         """Connect to ``unix://PATH`` (or a plain path). Raises ``OSError``."""
         path = address.removeprefix("unix://")
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_unix_connection(lambda: cls(namespace, address, version), path)
+        _, client = await loop.create_unix_connection(lambda: cls(namespace, address, version, service), path)
         return client
 
     async def call(self, method: str, request: Message, answer: type[M], *, seconds: float | None = None) -> M:

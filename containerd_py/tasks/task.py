@@ -42,6 +42,7 @@ class Task:
         "program",
         "recovery",
         "runtime",
+        "sandbox",
         "shim_pid",
     )
 
@@ -63,6 +64,8 @@ class Task:
         """How the container ended, when no shim is left to ask."""
         self.recovery: asyncio.Task[None] | None = None
         self.log: ShimLog | None = None
+        self.sandbox = ""
+        """The sandbox that the task belongs to."""
 
     @property
     def namespace(self) -> str:
@@ -76,6 +79,11 @@ class Task:
     def own(self) -> bool:
         """Whether the shim is ours: then a dead one can be replaced."""
         return is_own(self.runtime)
+
+    @property
+    def shares_shim(self) -> bool:
+        """Whether the shim is the sandbox's, and goes on without the task."""
+        return bool(self.sandbox) and not self.own
 
     async def shim(self, seconds: float | None = RECOVERY_SECONDS) -> ShimClient | None:
         """The shim's client, after a recovery under way has ended; None when ``final`` is all there is.

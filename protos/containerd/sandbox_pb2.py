@@ -22,36 +22,88 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from protos.containerd import types_pb2 as protos_dot_containerd_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/containerd/sandbox.proto\x12\x1e\x63ontainerd.services.sandbox.v1\x1a\x1dprotos/containerd/types.proto\"@\n\x12StoreCreateRequest\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\"A\n\x13StoreCreateResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\"P\n\x12StoreUpdateRequest\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\"A\n\x13StoreUpdateResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\"(\n\x12StoreDeleteRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x15\n\x13StoreDeleteResponse\"#\n\x10StoreListRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"<\n\x11StoreListResponse\x12\'\n\x04list\x18\x01 \x03(\x0b\x32\x19.containerd.types.Sandbox\"%\n\x0fStoreGetRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\">\n\x10StoreGetResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox2\xb7\x04\n\x05Store\x12q\n\x06\x43reate\x12\x32.containerd.services.sandbox.v1.StoreCreateRequest\x1a\x33.containerd.services.sandbox.v1.StoreCreateResponse\x12q\n\x06Update\x12\x32.containerd.services.sandbox.v1.StoreUpdateRequest\x1a\x33.containerd.services.sandbox.v1.StoreUpdateResponse\x12q\n\x06\x44\x65lete\x12\x32.containerd.services.sandbox.v1.StoreDeleteRequest\x1a\x33.containerd.services.sandbox.v1.StoreDeleteResponse\x12k\n\x04List\x12\x30.containerd.services.sandbox.v1.StoreListRequest\x1a\x31.containerd.services.sandbox.v1.StoreListResponse\x12h\n\x03Get\x12/.containerd.services.sandbox.v1.StoreGetRequest\x1a\x30.containerd.services.sandbox.v1.StoreGetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotos/containerd/sandbox.proto\x12\x1e\x63ontainerd.services.sandbox.v1\x1a\x19google/protobuf/any.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprotos/containerd/types.proto\"@\n\x12StoreCreateRequest\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\"A\n\x13StoreCreateResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\"P\n\x12StoreUpdateRequest\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\x12\x0e\n\x06\x66ields\x18\x02 \x03(\t\"A\n\x13StoreUpdateResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\"(\n\x12StoreDeleteRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x15\n\x13StoreDeleteResponse\"#\n\x10StoreListRequest\x12\x0f\n\x07\x66ilters\x18\x01 \x03(\t\"<\n\x11StoreListResponse\x12\'\n\x04list\x18\x01 \x03(\x0b\x32\x19.containerd.types.Sandbox\"%\n\x0fStoreGetRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\">\n\x10StoreGetResponse\x12*\n\x07sandbox\x18\x01 \x01(\x0b\x32\x19.containerd.types.Sandbox\"\xe3\x02\n\x17\x43ontrollerCreateRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\'\n\x06rootfs\x18\x02 \x03(\x0b\x32\x17.containerd.types.Mount\x12%\n\x07options\x18\x03 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x12\n\nnetns_path\x18\x04 \x01(\t\x12]\n\x0b\x61nnotations\x18\x05 \x03(\x0b\x32H.containerd.services.sandbox.v1.ControllerCreateRequest.AnnotationsEntry\x12*\n\x07sandbox\x18\x06 \x01(\x0b\x32\x19.containerd.types.Sandbox\x12\x11\n\tsandboxer\x18\n \x01(\t\x1a\x32\n\x10\x41nnotationsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\".\n\x18\x43ontrollerCreateResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"?\n\x16\x43ontrollerStartRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x11\n\tsandboxer\x18\n \x01(\t\"\xb4\x02\n\x17\x43ontrollerStartResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12S\n\x06labels\x18\x04 \x03(\x0b\x32\x43.containerd.services.sandbox.v1.ControllerStartResponse.LabelsEntry\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\r\x12\"\n\x04spec\x18\x07 \x01(\x0b\x32\x14.google.protobuf.Any\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x19\x43ontrollerPlatformRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x11\n\tsandboxer\x18\n \x01(\t\"J\n\x1a\x43ontrollerPlatformResponse\x12,\n\x08platform\x18\x01 \x01(\x0b\x32\x1a.containerd.types.Platform\"T\n\x15\x43ontrollerStopRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x14\n\x0ctimeout_secs\x18\x02 \x01(\r\x12\x11\n\tsandboxer\x18\n \x01(\t\"\x18\n\x16\x43ontrollerStopResponse\">\n\x15\x43ontrollerWaitRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x11\n\tsandboxer\x18\n \x01(\t\"\\\n\x16\x43ontrollerWaitResponse\x12\x13\n\x0b\x65xit_status\x18\x01 \x01(\r\x12-\n\texited_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x17\x43ontrollerStatusRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07verbose\x18\x02 \x01(\x08\x12\x11\n\tsandboxer\x18\n \x01(\t\"\xef\x02\n\x18\x43ontrollerStatusResponse\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12P\n\x04info\x18\x04 \x03(\x0b\x32\x42.containerd.services.sandbox.v1.ControllerStatusResponse.InfoEntry\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\texited_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x05\x65xtra\x18\x07 \x01(\x0b\x32\x14.google.protobuf.Any\x12\x0f\n\x07\x61\x64\x64ress\x18\x08 \x01(\t\x12\x0f\n\x07version\x18\t \x01(\r\x1a+\n\tInfoEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"B\n\x19\x43ontrollerShutdownRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x11\n\tsandboxer\x18\n \x01(\t\"\x1c\n\x1a\x43ontrollerShutdownResponse\"A\n\x18\x43ontrollerMetricsRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x11\n\tsandboxer\x18\n \x01(\t\"F\n\x19\x43ontrollerMetricsResponse\x12)\n\x07metrics\x18\x01 \x01(\x0b\x32\x18.containerd.types.Metric\"|\n\x17\x43ontrollerUpdateRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x11\n\tsandboxer\x18\x02 \x01(\t\x12*\n\x07sandbox\x18\x03 \x01(\x0b\x32\x19.containerd.types.Sandbox\x12\x0e\n\x06\x66ields\x18\x04 \x03(\t\"\x1a\n\x18\x43ontrollerUpdateResponse2\xb7\x04\n\x05Store\x12q\n\x06\x43reate\x12\x32.containerd.services.sandbox.v1.StoreCreateRequest\x1a\x33.containerd.services.sandbox.v1.StoreCreateResponse\x12q\n\x06Update\x12\x32.containerd.services.sandbox.v1.StoreUpdateRequest\x1a\x33.containerd.services.sandbox.v1.StoreUpdateResponse\x12q\n\x06\x44\x65lete\x12\x32.containerd.services.sandbox.v1.StoreDeleteRequest\x1a\x33.containerd.services.sandbox.v1.StoreDeleteResponse\x12k\n\x04List\x12\x30.containerd.services.sandbox.v1.StoreListRequest\x1a\x31.containerd.services.sandbox.v1.StoreListResponse\x12h\n\x03Get\x12/.containerd.services.sandbox.v1.StoreGetRequest\x1a\x30.containerd.services.sandbox.v1.StoreGetResponse2\xf3\x08\n\nController\x12{\n\x06\x43reate\x12\x37.containerd.services.sandbox.v1.ControllerCreateRequest\x1a\x38.containerd.services.sandbox.v1.ControllerCreateResponse\x12x\n\x05Start\x12\x36.containerd.services.sandbox.v1.ControllerStartRequest\x1a\x37.containerd.services.sandbox.v1.ControllerStartResponse\x12\x81\x01\n\x08Platform\x12\x39.containerd.services.sandbox.v1.ControllerPlatformRequest\x1a:.containerd.services.sandbox.v1.ControllerPlatformResponse\x12u\n\x04Stop\x12\x35.containerd.services.sandbox.v1.ControllerStopRequest\x1a\x36.containerd.services.sandbox.v1.ControllerStopResponse\x12u\n\x04Wait\x12\x35.containerd.services.sandbox.v1.ControllerWaitRequest\x1a\x36.containerd.services.sandbox.v1.ControllerWaitResponse\x12{\n\x06Status\x12\x37.containerd.services.sandbox.v1.ControllerStatusRequest\x1a\x38.containerd.services.sandbox.v1.ControllerStatusResponse\x12\x81\x01\n\x08Shutdown\x12\x39.containerd.services.sandbox.v1.ControllerShutdownRequest\x1a:.containerd.services.sandbox.v1.ControllerShutdownResponse\x12~\n\x07Metrics\x12\x38.containerd.services.sandbox.v1.ControllerMetricsRequest\x1a\x39.containerd.services.sandbox.v1.ControllerMetricsResponse\x12{\n\x06Update\x12\x37.containerd.services.sandbox.v1.ControllerUpdateRequest\x1a\x38.containerd.services.sandbox.v1.ControllerUpdateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.containerd.sandbox_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STORECREATEREQUEST']._serialized_start=98
-  _globals['_STORECREATEREQUEST']._serialized_end=162
-  _globals['_STORECREATERESPONSE']._serialized_start=164
-  _globals['_STORECREATERESPONSE']._serialized_end=229
-  _globals['_STOREUPDATEREQUEST']._serialized_start=231
-  _globals['_STOREUPDATEREQUEST']._serialized_end=311
-  _globals['_STOREUPDATERESPONSE']._serialized_start=313
-  _globals['_STOREUPDATERESPONSE']._serialized_end=378
-  _globals['_STOREDELETEREQUEST']._serialized_start=380
-  _globals['_STOREDELETEREQUEST']._serialized_end=420
-  _globals['_STOREDELETERESPONSE']._serialized_start=422
-  _globals['_STOREDELETERESPONSE']._serialized_end=443
-  _globals['_STORELISTREQUEST']._serialized_start=445
-  _globals['_STORELISTREQUEST']._serialized_end=480
-  _globals['_STORELISTRESPONSE']._serialized_start=482
-  _globals['_STORELISTRESPONSE']._serialized_end=542
-  _globals['_STOREGETREQUEST']._serialized_start=544
-  _globals['_STOREGETREQUEST']._serialized_end=581
-  _globals['_STOREGETRESPONSE']._serialized_start=583
-  _globals['_STOREGETRESPONSE']._serialized_end=645
-  _globals['_STORE']._serialized_start=648
-  _globals['_STORE']._serialized_end=1215
+  _globals['_CONTROLLERCREATEREQUEST_ANNOTATIONSENTRY']._loaded_options = None
+  _globals['_CONTROLLERCREATEREQUEST_ANNOTATIONSENTRY']._serialized_options = b'8\001'
+  _globals['_CONTROLLERSTARTRESPONSE_LABELSENTRY']._loaded_options = None
+  _globals['_CONTROLLERSTARTRESPONSE_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CONTROLLERSTATUSRESPONSE_INFOENTRY']._loaded_options = None
+  _globals['_CONTROLLERSTATUSRESPONSE_INFOENTRY']._serialized_options = b'8\001'
+  _globals['_STORECREATEREQUEST']._serialized_start=158
+  _globals['_STORECREATEREQUEST']._serialized_end=222
+  _globals['_STORECREATERESPONSE']._serialized_start=224
+  _globals['_STORECREATERESPONSE']._serialized_end=289
+  _globals['_STOREUPDATEREQUEST']._serialized_start=291
+  _globals['_STOREUPDATEREQUEST']._serialized_end=371
+  _globals['_STOREUPDATERESPONSE']._serialized_start=373
+  _globals['_STOREUPDATERESPONSE']._serialized_end=438
+  _globals['_STOREDELETEREQUEST']._serialized_start=440
+  _globals['_STOREDELETEREQUEST']._serialized_end=480
+  _globals['_STOREDELETERESPONSE']._serialized_start=482
+  _globals['_STOREDELETERESPONSE']._serialized_end=503
+  _globals['_STORELISTREQUEST']._serialized_start=505
+  _globals['_STORELISTREQUEST']._serialized_end=540
+  _globals['_STORELISTRESPONSE']._serialized_start=542
+  _globals['_STORELISTRESPONSE']._serialized_end=602
+  _globals['_STOREGETREQUEST']._serialized_start=604
+  _globals['_STOREGETREQUEST']._serialized_end=641
+  _globals['_STOREGETRESPONSE']._serialized_start=643
+  _globals['_STOREGETRESPONSE']._serialized_end=705
+  _globals['_CONTROLLERCREATEREQUEST']._serialized_start=708
+  _globals['_CONTROLLERCREATEREQUEST']._serialized_end=1063
+  _globals['_CONTROLLERCREATEREQUEST_ANNOTATIONSENTRY']._serialized_start=1013
+  _globals['_CONTROLLERCREATEREQUEST_ANNOTATIONSENTRY']._serialized_end=1063
+  _globals['_CONTROLLERCREATERESPONSE']._serialized_start=1065
+  _globals['_CONTROLLERCREATERESPONSE']._serialized_end=1111
+  _globals['_CONTROLLERSTARTREQUEST']._serialized_start=1113
+  _globals['_CONTROLLERSTARTREQUEST']._serialized_end=1176
+  _globals['_CONTROLLERSTARTRESPONSE']._serialized_start=1179
+  _globals['_CONTROLLERSTARTRESPONSE']._serialized_end=1487
+  _globals['_CONTROLLERSTARTRESPONSE_LABELSENTRY']._serialized_start=1442
+  _globals['_CONTROLLERSTARTRESPONSE_LABELSENTRY']._serialized_end=1487
+  _globals['_CONTROLLERPLATFORMREQUEST']._serialized_start=1489
+  _globals['_CONTROLLERPLATFORMREQUEST']._serialized_end=1555
+  _globals['_CONTROLLERPLATFORMRESPONSE']._serialized_start=1557
+  _globals['_CONTROLLERPLATFORMRESPONSE']._serialized_end=1631
+  _globals['_CONTROLLERSTOPREQUEST']._serialized_start=1633
+  _globals['_CONTROLLERSTOPREQUEST']._serialized_end=1717
+  _globals['_CONTROLLERSTOPRESPONSE']._serialized_start=1719
+  _globals['_CONTROLLERSTOPRESPONSE']._serialized_end=1743
+  _globals['_CONTROLLERWAITREQUEST']._serialized_start=1745
+  _globals['_CONTROLLERWAITREQUEST']._serialized_end=1807
+  _globals['_CONTROLLERWAITRESPONSE']._serialized_start=1809
+  _globals['_CONTROLLERWAITRESPONSE']._serialized_end=1901
+  _globals['_CONTROLLERSTATUSREQUEST']._serialized_start=1903
+  _globals['_CONTROLLERSTATUSREQUEST']._serialized_end=1984
+  _globals['_CONTROLLERSTATUSRESPONSE']._serialized_start=1987
+  _globals['_CONTROLLERSTATUSRESPONSE']._serialized_end=2354
+  _globals['_CONTROLLERSTATUSRESPONSE_INFOENTRY']._serialized_start=2311
+  _globals['_CONTROLLERSTATUSRESPONSE_INFOENTRY']._serialized_end=2354
+  _globals['_CONTROLLERSHUTDOWNREQUEST']._serialized_start=2356
+  _globals['_CONTROLLERSHUTDOWNREQUEST']._serialized_end=2422
+  _globals['_CONTROLLERSHUTDOWNRESPONSE']._serialized_start=2424
+  _globals['_CONTROLLERSHUTDOWNRESPONSE']._serialized_end=2452
+  _globals['_CONTROLLERMETRICSREQUEST']._serialized_start=2454
+  _globals['_CONTROLLERMETRICSREQUEST']._serialized_end=2519
+  _globals['_CONTROLLERMETRICSRESPONSE']._serialized_start=2521
+  _globals['_CONTROLLERMETRICSRESPONSE']._serialized_end=2591
+  _globals['_CONTROLLERUPDATEREQUEST']._serialized_start=2593
+  _globals['_CONTROLLERUPDATEREQUEST']._serialized_end=2717
+  _globals['_CONTROLLERUPDATERESPONSE']._serialized_start=2719
+  _globals['_CONTROLLERUPDATERESPONSE']._serialized_end=2745
+  _globals['_STORE']._serialized_start=2748
+  _globals['_STORE']._serialized_end=3315
+  _globals['_CONTROLLER']._serialized_start=3318
+  _globals['_CONTROLLER']._serialized_end=4457
 # @@protoc_insertion_point(module_scope)

@@ -267,3 +267,419 @@ class Store:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ControllerStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Create = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Create',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerCreateRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerCreateResponse.FromString,
+                _registered_method=True)
+        self.Start = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Start',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStartRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStartResponse.FromString,
+                _registered_method=True)
+        self.Platform = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Platform',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerPlatformRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerPlatformResponse.FromString,
+                _registered_method=True)
+        self.Stop = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Stop',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStopRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStopResponse.FromString,
+                _registered_method=True)
+        self.Wait = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Wait',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerWaitRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerWaitResponse.FromString,
+                _registered_method=True)
+        self.Status = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Status',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStatusRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStatusResponse.FromString,
+                _registered_method=True)
+        self.Shutdown = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Shutdown',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerShutdownRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerShutdownResponse.FromString,
+                _registered_method=True)
+        self.Metrics = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Metrics',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerMetricsRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerMetricsResponse.FromString,
+                _registered_method=True)
+        self.Update = channel.unary_unary(
+                '/containerd.services.sandbox.v1.Controller/Update',
+                request_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerUpdateRequest.SerializeToString,
+                response_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerUpdateResponse.FromString,
+                _registered_method=True)
+
+
+class ControllerServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Create(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Start(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Platform(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Stop(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Wait(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Status(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Shutdown(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Metrics(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Update(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ControllerServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Create': grpc.unary_unary_rpc_method_handler(
+                    servicer.Create,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerCreateRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerCreateResponse.SerializeToString,
+            ),
+            'Start': grpc.unary_unary_rpc_method_handler(
+                    servicer.Start,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStartRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStartResponse.SerializeToString,
+            ),
+            'Platform': grpc.unary_unary_rpc_method_handler(
+                    servicer.Platform,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerPlatformRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerPlatformResponse.SerializeToString,
+            ),
+            'Stop': grpc.unary_unary_rpc_method_handler(
+                    servicer.Stop,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStopRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStopResponse.SerializeToString,
+            ),
+            'Wait': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wait,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerWaitRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerWaitResponse.SerializeToString,
+            ),
+            'Status': grpc.unary_unary_rpc_method_handler(
+                    servicer.Status,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStatusRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerStatusResponse.SerializeToString,
+            ),
+            'Shutdown': grpc.unary_unary_rpc_method_handler(
+                    servicer.Shutdown,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerShutdownRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerShutdownResponse.SerializeToString,
+            ),
+            'Metrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.Metrics,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerMetricsRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerMetricsResponse.SerializeToString,
+            ),
+            'Update': grpc.unary_unary_rpc_method_handler(
+                    servicer.Update,
+                    request_deserializer=protos_dot_containerd_dot_sandbox__pb2.ControllerUpdateRequest.FromString,
+                    response_serializer=protos_dot_containerd_dot_sandbox__pb2.ControllerUpdateResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'containerd.services.sandbox.v1.Controller', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('containerd.services.sandbox.v1.Controller', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Controller:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Create(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Create',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerCreateRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerCreateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Start(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Start',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerStartRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerStartResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Platform(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Platform',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerPlatformRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerPlatformResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Stop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Stop',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerStopRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerStopResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Wait(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Wait',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerWaitRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerWaitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Status(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Status',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerStatusRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Shutdown(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Shutdown',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerShutdownRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerShutdownResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Metrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Metrics',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerMetricsRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Update(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/containerd.services.sandbox.v1.Controller/Update',
+            protos_dot_containerd_dot_sandbox__pb2.ControllerUpdateRequest.SerializeToString,
+            protos_dot_containerd_dot_sandbox__pb2.ControllerUpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

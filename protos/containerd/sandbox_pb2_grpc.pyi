@@ -83,3 +83,97 @@ class StoreServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sandbox_pb2.StoreGetResponse, _abc.Awaitable[_sandbox_pb2.StoreGetResponse]]: ...
 
 def add_StoreServicer_to_server(servicer: StoreServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ControllerStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ControllerAsyncStub: ...
+    Create: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerCreateRequest, _sandbox_pb2.ControllerCreateResponse]
+    Start: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerStartRequest, _sandbox_pb2.ControllerStartResponse]
+    Platform: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerPlatformRequest, _sandbox_pb2.ControllerPlatformResponse]
+    Stop: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerStopRequest, _sandbox_pb2.ControllerStopResponse]
+    Wait: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerWaitRequest, _sandbox_pb2.ControllerWaitResponse]
+    Status: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerStatusRequest, _sandbox_pb2.ControllerStatusResponse]
+    Shutdown: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerShutdownRequest, _sandbox_pb2.ControllerShutdownResponse]
+    Metrics: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerMetricsRequest, _sandbox_pb2.ControllerMetricsResponse]
+    Update: _grpc.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerUpdateRequest, _sandbox_pb2.ControllerUpdateResponse]
+
+@_typing.type_check_only
+class ControllerAsyncStub(ControllerStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Create: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerCreateRequest, _sandbox_pb2.ControllerCreateResponse]  # type: ignore[assignment]
+    Start: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerStartRequest, _sandbox_pb2.ControllerStartResponse]  # type: ignore[assignment]
+    Platform: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerPlatformRequest, _sandbox_pb2.ControllerPlatformResponse]  # type: ignore[assignment]
+    Stop: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerStopRequest, _sandbox_pb2.ControllerStopResponse]  # type: ignore[assignment]
+    Wait: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerWaitRequest, _sandbox_pb2.ControllerWaitResponse]  # type: ignore[assignment]
+    Status: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerStatusRequest, _sandbox_pb2.ControllerStatusResponse]  # type: ignore[assignment]
+    Shutdown: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerShutdownRequest, _sandbox_pb2.ControllerShutdownResponse]  # type: ignore[assignment]
+    Metrics: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerMetricsRequest, _sandbox_pb2.ControllerMetricsResponse]  # type: ignore[assignment]
+    Update: _aio.UnaryUnaryMultiCallable[_sandbox_pb2.ControllerUpdateRequest, _sandbox_pb2.ControllerUpdateResponse]  # type: ignore[assignment]
+
+class ControllerServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Create(
+        self,
+        request: _sandbox_pb2.ControllerCreateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerCreateResponse, _abc.Awaitable[_sandbox_pb2.ControllerCreateResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Start(
+        self,
+        request: _sandbox_pb2.ControllerStartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerStartResponse, _abc.Awaitable[_sandbox_pb2.ControllerStartResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Platform(
+        self,
+        request: _sandbox_pb2.ControllerPlatformRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerPlatformResponse, _abc.Awaitable[_sandbox_pb2.ControllerPlatformResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Stop(
+        self,
+        request: _sandbox_pb2.ControllerStopRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerStopResponse, _abc.Awaitable[_sandbox_pb2.ControllerStopResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Wait(
+        self,
+        request: _sandbox_pb2.ControllerWaitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerWaitResponse, _abc.Awaitable[_sandbox_pb2.ControllerWaitResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Status(
+        self,
+        request: _sandbox_pb2.ControllerStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerStatusResponse, _abc.Awaitable[_sandbox_pb2.ControllerStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Shutdown(
+        self,
+        request: _sandbox_pb2.ControllerShutdownRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerShutdownResponse, _abc.Awaitable[_sandbox_pb2.ControllerShutdownResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Metrics(
+        self,
+        request: _sandbox_pb2.ControllerMetricsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerMetricsResponse, _abc.Awaitable[_sandbox_pb2.ControllerMetricsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Update(
+        self,
+        request: _sandbox_pb2.ControllerUpdateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sandbox_pb2.ControllerUpdateResponse, _abc.Awaitable[_sandbox_pb2.ControllerUpdateResponse]]: ...
+
+def add_ControllerServicer_to_server(servicer: ControllerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
