@@ -13,7 +13,7 @@ from typing import Protocol
 
 from oci.errors import Code
 from protos import ttrpc
-from protos.shim_messages import TASK_METHODS, TASK_SERVICES
+from protos.shim_messages import Method
 from protos.wire import Values, WireError
 from shim.loop import READ, WRITE, Loop, report
 
@@ -53,7 +53,13 @@ class Service(Protocol):
     """What the server calls."""
 
     def call(self, method: str, request: Values) -> Values | Deferred:
-        """Answer a call of the Task service. Raises ``Failure``."""
+        """Answer a call of a method in ``methods``. Raises ``Failure``."""
+
+    methods: dict[str, Method]
+    """All that can be called so far, by name."""
+
+    def offered(self, service: str) -> dict[str, Method]:
+        """The methods of ``service``; none of one that is not offered."""
 
 
 class Server:
@@ -128,8 +134,8 @@ class _Connection:
         stream_id = frame.stream_id
         try:
             request = ttrpc.decode_request(frame)
-            method = TASK_METHODS.get(request.method)
-            if request.service not in TASK_SERVICES or method is None:
+            method = self._server.service.offered(request.service).get(request.method)
+            if method is None:
                 raise Failure(Code.UNIMPLEMENTED, f"method {request.service}/{request.method} is not implemented")
             answer = self._server.service.call(request.method, method.request.decode(request.payload))
         except (ttrpc.ProtocolError, WireError) as error:

@@ -9,11 +9,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from oci import errors
 from oci.version import __version__
-from protos.shim_messages import CHECKPOINT_OPTIONS, PROCESS_DETAILS, RUNC_OPTIONS
+from protos.shim_messages import (
+    CHECKPOINT_OPTIONS,
+    PROCESS_DETAILS,
+    RUNC_OPTIONS,
+    TASK_METHODS,
+    TASK_SERVICES,
+    Method,
+)
 from protos.wire import Values, WireError
 from shim import metrics, runtimes
 from shim.bundle import INIT, Bundle
@@ -26,6 +33,9 @@ from shim.process import Process
 from shim.publisher import Publisher
 from shim.server import Deferred, Failure
 from shim.stdio import Uris
+
+if TYPE_CHECKING:
+    from shim.sandbox import SandboxService
 
 Handler = Callable[[Values], Values | Deferred]
 _NOTHING: Values = {}
@@ -41,6 +51,8 @@ class TaskService:
         self._children = Children()
         self.publisher = Publisher(loop, config.ttrpc_address, config.namespace, f"{config.bundle}/events")
         self.on_shutdown: Callable[[], None] = loop.stop
+        self.methods = TASK_METHODS
+        self._sandbox: SandboxService | None = None
         self._handlers: dict[str, Handler] = {
             "State": self._state,
             "Create": self._create,
@@ -60,6 +72,22 @@ class TaskService:
             "Connect": self._connect,
             "Shutdown": self._shutdown,
         }
+
+    def offered(self, service: str) -> dict[str, Method]:
+        """The methods of Task, or of the sandbox service; that one begins with its first call, as few ever come."""
+        if service in TASK_SERVICES:
+            return TASK_METHODS
+        from protos.sandbox_messages import SANDBOX_METHODS, SANDBOX_SERVICE
+
+        if service != SANDBOX_SERVICE:
+            return {}
+        if self._sandbox is None:
+            from shim.sandbox import SandboxService
+
+            self._sandbox = SandboxService(self)
+            self._handlers = {**self._handlers, **self._sandbox.handlers}
+            self.methods = {**self.methods, **SANDBOX_METHODS}
+        return SANDBOX_METHODS
 
     def call(self, method: str, request: Values) -> Values | Deferred:
         """Answer one call. Raises ``Failure``."""
@@ -219,7 +247,8 @@ class TaskService:
         return {"shim_pid": os.getpid(), "task_pid": task_pid, "version": __version__}
 
     def _shutdown(self, request: Values) -> Values:
-        if request["now"] or not self.containers:
+        held = self._sandbox is not None and self._sandbox.alive
+        if request["now"] or not (self.containers or held):
             self.on_shutdown()
         return _NOTHING
 
