@@ -28,22 +28,33 @@ class AttachServer:
     """The listening socket at ``path`` and its clients."""
 
     def __init__(
-        self, loop: Loop, path: str, log: LogFile | None, stdin: InputSink | None, *, stdin_once: bool
+        self,
+        loop: Loop,
+        path: str,
+        log: LogFile | None,
+        stdin: InputSink | None,
+        *,
+        stdin_once: bool,
+        listener: socket.socket | None = None,
     ) -> None:
+        """``listener``: one that another server has bound to ``path``, to go on with."""
         self.path = path
         self.loop, self.log, self.stdin, self.stdin_once = loop, log, stdin, stdin_once
         self.ended = False
         self._clients: set[_Client] = set()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        self._listener.bind(path)
-        os.chmod(path, 0o600)
-        self._listener.listen(64)
+        self._listener = listener or _listen(path)
+        self._listener.setblocking(False)
         loop.watch(self._listener.fileno(), READ, self._accept)
         if stdin is not None:
             stdin.on_room.append(self._stdin_has_room)
+
+    def fileno(self) -> int:
+        """The listening descriptor."""
+        return self._listener.fileno()
+
+    def handed_over(self) -> int | None:
+        """The listening descriptor; ``None`` while there are clients."""
+        return None if self._clients else self.fileno()
 
     def _accept(self, _events: int) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
@@ -77,6 +88,18 @@ class AttachServer:
             os.unlink(self.path)
         for client in list(self._clients):
             client.close()
+
+
+def _listen(path: str) -> socket.socket:
+    """The listening socket at ``path`` (mode 0600), in place of whatever was there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(64)
+    return listener
 
 
 class _Client:

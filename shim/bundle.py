@@ -203,6 +203,23 @@ def claim(path: str) -> None:
     raise TimeoutError(f"the shim that holds {path}/shim.lock does not die")
 
 
+def succeed(path: str, predecessor: int) -> bool:
+    """Be the one shim of the bundle ``path`` after ``predecessor``, which ends of its own will just now.
+
+    Harms nobody: whoever has claimed the bundle meanwhile keeps it, and the answer is no.
+    """
+    try:
+        lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CLOEXEC)
+        while not _locked(lock, _SHIM_BYTE):
+            if _holder(lock, _SHIM_BYTE) not in (predecessor, 0):
+                return False
+            time.sleep(0.001)
+        _check_name(f"{path}/shim.lock", lock)
+    except FileNotFoundError:
+        return False
+    return True  # never closed, as in ``claim``
+
+
 def _check_name(path: str, lock: int) -> None:
     """Whoever removes a bundle renames it and then kills who holds its lock: who locked too late sees the name gone."""
     found, expected = os.stat(path), os.fstat(lock)

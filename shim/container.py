@@ -56,7 +56,7 @@ class Container:
         self.execs: dict[str, Process] = {}
         self._loop, self.parking, self._publisher, self._zygote = loop, parking, publisher, zygote
         self._init_ended: ExitRecord | None = None
-        self._oom: OomWatch | None = None
+        self.oom: OomWatch | None = None
         parking.everything = self.everything
 
     def everything(self) -> dict[str, int]:
@@ -64,7 +64,7 @@ class Container:
         everything: dict[str, int] = {}
         for process in self.processes():
             if process.running:
-                everything.update(process.parked())
+                everything.update(process.parked(in_use=True))
         return everything
 
     def processes(self) -> list[Process]:
@@ -272,20 +272,20 @@ class Container:
             },
         )
 
-    def watch_oom(self) -> None:
+    def watch_oom(self, handed_over: tuple[int, int, int] | None = None) -> None:
         """Tell of processes that the kernel kills for want of memory, from now on."""
 
         def told() -> None:
             self._publisher.publish(messages.TASK_OOM, {"container_id": self.container_id})
 
-        self._oom = OomWatch(self._loop, self.init.pid, told)
+        self.oom = OomWatch(self._loop, self.init.pid, told, handed_over)
 
     def stop_watching_oom(self) -> None:
         """Tell of kills that were not told yet, and watch no more. Idempotent."""
-        if self._oom is not None:
-            self._oom.look()
-            self._oom.close()
-            self._oom = None
+        if self.oom is not None:
+            self.oom.look()
+            self.oom.close()
+            self.oom = None
 
     def _owner(self, name: str) -> Owner:
         return Owner(name, self._publisher.namespace)

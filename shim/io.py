@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 import struct
 import termios
 from collections.abc import Callable, Iterable, Mapping
@@ -49,6 +50,7 @@ class ProcessIO:
         self._stdin_pipe: int | None = None
         self._fifo_input: FifoInput | None = None
         self._attach: AttachServer | None = None
+        self._attach_listener: int | None = None
         self._stdin_closed: Callable[[], None] | None = None
         self._logger: dict[str, int] = {}
 
@@ -72,6 +74,7 @@ class ProcessIO:
     def restore(cls, loop: Loop, uris: Uris, parked: Mapping[str, int]) -> ProcessIO:
         """Go on with the descriptors of a killed shim; takes over those in ``parked`` that it knows."""
         restored = cls(loop, uris)
+        restored._attach_listener = parked.get("attach")
         with contextlib.suppress(FileNotFoundError):
             restored._open_log(make=False)  # a log that was removed meanwhile is not made again
         if "pty" in parked:
@@ -85,6 +88,31 @@ class ProcessIO:
         restored._stdin_pipe = parked.get("stdin")
         restored.launched(None)
         return restored
+
+    def handed_over(self) -> dict[str, int] | None:
+        """What ``restore`` needs in a shim that goes on; ``None`` while there is something under way.
+
+        A terminal with FIFOs is not handed over: its clients would see the end of their FIFOs.
+        """
+        if self._sink is not None and self._sink.full:
+            return None
+        if any(isinstance(pump, CopyPump) for pump in self._pumps) or self._fifo_input is not None:
+            return None
+        held = self.in_use()
+        if self._attach is not None:
+            listener = self._attach.handed_over()
+            if listener is None:
+                return None
+            held["attach"] = listener
+        return held
+
+    def watched(self) -> Iterable[int]:
+        """The descriptors among those of ``handed_over`` that become readable when there is something to do."""
+        found = [self._console] if self._console is not None and not any(pump.closed for pump in self._pumps) else []
+        found += [pump.pipe for pump in self._pumps if isinstance(pump, LogPump) and not pump.closed]
+        if self._attach is not None:
+            found.append(self._attach.fileno())
+        return found
 
     def _open_log(self, *, make: bool = True) -> None:
         for target in (self._stdout, self._stderr):
@@ -190,6 +218,7 @@ class ProcessIO:
                 self._log,
                 self._sink if self._stdin.kind == ATTACH else None,
                 stdin_once=self._stdin.once,
+                listener=None if self._attach_listener is None else socket.socket(fileno=self._attach_listener),
             )
 
     def _log_grew(self) -> None:
@@ -208,6 +237,18 @@ class ProcessIO:
         if self._stdin_pipe is not None:
             held["stdin"] = self._stdin_pipe
         return held
+
+    def in_use(self) -> dict[str, int]:
+        """What of ``parked`` is still open: a stream may have ended before its process."""
+        ended = {name for name, pipe in self._log_pipes.items() if self._has_ended(pipe)}
+        if self._console is None and self._sink is not None and self._sink.closed:
+            ended.add("stdin")
+        if self._console is not None and any(pump.closed for pump in self._pumps):
+            ended |= {"pty_read", "pty_write"}
+        return {name: descriptor for name, descriptor in self.parked().items() if name not in ended}
+
+    def _has_ended(self, pipe: int) -> bool:
+        return any(isinstance(pump, LogPump) and pump.pipe == pipe and pump.closed for pump in self._pumps)
 
     def on_stdin_closed(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` when the process is to see the end of its stdin: copies elsewhere must be closed then."""

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 READ, WRITE, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
+_LONGEST_REST = 600.0
+
 Callback = Callable[[int], None]
 """Called with the epoll events that occurred."""
 
@@ -37,6 +39,8 @@ class Loop:
         self._timers: list[_Timer] = []
         self._timer_number = 0
         self._running = False
+        self._rest_seconds = self._next_rest = -1.0
+        self._rest: Callable[[], None] = self.stop
 
     def watch(self, descriptor: int, events: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``events`` hold on ``descriptor``. Watching again changes both."""
@@ -78,11 +82,23 @@ class Loop:
         self.watch(read_end, READ, woken)
         return end
 
+    def call_at_rest(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when nothing has happened for ``seconds`` and no timer runs; again after twice as long."""
+        self._rest_seconds = self._next_rest = seconds
+        self._rest = callback
+
     def run(self) -> None:
         """Serve until ``stop``."""
         self._running = True
         while self._running:
-            for descriptor, events in self._poll.poll(self._patience()):
+            ready = self._poll.poll(self._patience())
+            if not ready and not self._timers:
+                self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+                self._guarded(lambda _events: self._rest(), 0)
+                continue
+            if ready:
+                self._next_rest = self._rest_seconds
+            for descriptor, events in ready:
                 callback = self._callbacks.get(descriptor)
                 if callback is not None:
                     self._guarded(callback, events)
@@ -93,8 +109,8 @@ class Loop:
         self._running = False
 
     def _patience(self) -> float:
-        """Seconds until the next timer; -1 for ever."""
-        return max(0.0, self._timers[0].when - time.monotonic()) if self._timers else -1.0
+        """Seconds until the next timer, or until this counts as rest; -1 for ever."""
+        return max(0.0, self._timers[0].when - time.monotonic()) if self._timers else self._next_rest
 
     def _run_timers(self) -> None:
         while self._timers and self._timers[0].when <= time.monotonic():

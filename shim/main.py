@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import signal
 import socket
 import stat
 import sys
+from collections.abc import Sequence
 
 from shim import prctl
 from shim.bundle import Bundle, claim, write_atomically
@@ -47,13 +49,7 @@ def listen(path: str) -> socket.socket:
 
 def serve(config: ShimConfig, listener: socket.socket, *, restore: bool = False) -> int:
     """Be the shim of ``config`` on ``listener`` until shut down; the exit code."""
-    gc.disable()  # a few small objects per call, no cycles worth a collection that would unshare the zygote's pages
-    prctl.set_name("gantry-shim")
-    prctl.become_subreaper()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    _open_log(config.bundle)
-    os.chdir("/")
+    _become_shim(config)
     claim(config.bundle)
     loop = Loop()
     service = TaskService(loop, config)
@@ -65,11 +61,44 @@ def serve(config: ShimConfig, listener: socket.socket, *, restore: bool = False)
         take_over(service)
         service.reap()
     server = Server(loop, listener, service)
+    if config.zygote:
+        from shim.handover import Resting
+
+        Resting(service, server)
+    return _run(loop, server, service)
+
+
+def resume(state: bytes, descriptors: Sequence[int]) -> int:
+    """Be the shim that handed over ``state`` and ``descriptors`` (``shim.handover``); the exit code."""
+    from shim.handover import take_over
+
+    values = json.loads(state)
+    config = ShimConfig(*values["config"])
+    _become_shim(config)
+    loop = Loop()
+    service = TaskService(loop, config)
+    loop.watch_children(service.reap)
+    server = Server(loop, socket.socket(fileno=descriptors[values["listener"]]), service)
+    take_over(service, server, values, descriptors)
+    return _run(loop, server, service)
+
+
+def _become_shim(config: ShimConfig) -> None:
+    gc.disable()  # a few small objects per call, no cycles worth a collection that would unshare the zygote's pages
+    prctl.set_name("gantry-shim")
+    prctl.become_subreaper()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _open_log(config.bundle)
+    os.chdir("/")
+
+
+def _run(loop: Loop, server: Server, service: TaskService) -> int:
     service.on_shutdown = lambda: loop.call_later(0, _Ending(loop, server, service).step)
     loop.run()
     server.close()
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(config.socket)
+        os.unlink(service.config.socket)
     return 0
 
 

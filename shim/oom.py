@@ -24,13 +24,29 @@ _LOOK_SECONDS = 0.05
 class OomWatch:
     """Calls ``on_kill`` for every notification behind which the counter went up. ``close`` it after use."""
 
-    def __init__(self, loop: Loop, pid: int, on_kill: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, pid: int, on_kill: Callable[[], None], handed_over: tuple[int, int, int] | None = None
+    ) -> None:
+        """``handed_over``: go on where another watch of the same container stopped."""
         self._loop, self._on_kill = loop, on_kill
         self._watched = -1
         self._counter = -1
         self._seen = 0
+        if handed_over is not None:
+            self._watched, self._counter, self._seen = handed_over
+            self._watch()
+            return
         with contextlib.suppress(OSError, CgroupError, ValueError):
             self._open(pid)
+
+    def handed_over(self) -> tuple[int, int, int]:
+        """What another watch needs: the descriptor that is watched, that of the counter (-1: none), the count."""
+        return self._watched, self._counter, self._seen
+
+    @property
+    def events(self) -> int:
+        """The epoll events for which the first descriptor is watched."""
+        return select.EPOLLPRI if self._watched == self._counter else READ
 
     def _open(self, pid: int) -> None:
         host = layout.current()
@@ -39,16 +55,20 @@ class OomWatch:
         if host.unified:
             directory = _below(host.unified, host.unified_root, own[""])
             self._counter = os.open(f"{directory}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
-            self._watched, events = self._counter, select.EPOLLPRI
+            self._watched = self._counter
         else:
             memory = next(h for h in host.legacy if "memory" in h.controllers)
             directory = _below(memory.mount_point, memory.root, own["memory"])
             self._counter = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-            self._watched, events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), READ
+            self._watched = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             with open(f"{directory}/cgroup.event_control", "wb", buffering=0) as control:
                 control.write(b"%d %d" % (self._watched, self._counter))
         self._seen = self._kills()
-        self._loop.watch(self._watched, events, self._notified)
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._watched >= 0:
+            self._loop.watch(self._watched, self.events, self._notified)
 
     def _kills(self) -> int:
         """The counter; the last known value when the cgroup is gone."""

@@ -15,6 +15,7 @@ from protos import fdpass
 from shim.loop import READ, Loop, report
 
 _RETRY_SECONDS = 0.02
+_SECONDS = 5.0
 
 
 class Parking:
@@ -56,6 +57,16 @@ class Parking:
             message["names"] = list(names)
         self._call(message, [])
 
+    def handed_over(self) -> int:
+        """The descriptor of the connection; -1 without one."""
+        return -1 if self._peer is None else self._peer.fileno()
+
+    def take_over(self, descriptor: int) -> None:
+        """Go on with the connection of another object of the same key."""
+        self._peer = socket.socket(fileno=descriptor)
+        self._peer.settimeout(_SECONDS)
+        self._loop.watch(descriptor, READ, self._hung_up)
+
     def close(self) -> None:
         """Hang up; what is parked stays parked."""
         if self._peer is not None:
@@ -74,7 +85,7 @@ class Parking:
 
     def _connected(self) -> socket.socket:
         if self._peer is None:
-            self._peer = fdpass.connect(self._path, timeout=5.0)
+            self._peer = fdpass.connect(self._path, timeout=_SECONDS)
             self._loop.watch(self._peer.fileno(), READ, self._hung_up)
             self._reported = False
         return self._peer

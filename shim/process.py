@@ -49,9 +49,14 @@ class Process:
         ticks = start_ticks(self.pid) if self.pid else 0
         return ProcessRecord(self.exec_id, self.pid, ticks, *self.uris, self.spec, self.phase)
 
-    def parked(self) -> dict[str, int]:
-        """Descriptors for the keeper, by name: ``pidfd`` … for init, ``exec.<id>/pidfd`` … for an exec."""
-        held = self.io.parked() if self.io is not None else {}
+    def parked(self, *, in_use: bool = False) -> dict[str, int]:
+        """Descriptors for the keeper, by name: ``pidfd`` … for init, ``exec.<id>/pidfd`` … for an exec.
+
+        ``in_use``: only those that are still open.
+        """
+        held: dict[str, int] = {}
+        if self.io is not None:
+            held = self.io.in_use() if in_use else self.io.parked()
         if self.pidfd >= 0:
             held["pidfd"] = self.pidfd
         return {parked_name(self.exec_id, name): descriptor for name, descriptor in held.items()}

@@ -96,12 +96,7 @@ def _restore_process(
     service: TaskService, container: Container, process: Process, record: ProcessRecord, parked: dict[str, int]
 ) -> None:
     """Give ``process`` its past back; takes what belongs to it out of ``parked``."""
-    prefix = f"exec.{record.exec_id}/" if record.exec_id else ""
-    mine = {
-        name.removeprefix(prefix): parked.pop(name)
-        for name in list(parked)
-        if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
-    }
+    mine = taken_from(parked, record.exec_id)
     exit_record = container.bundle.read_exit(record.exec_id)
     process.pid, process.phase = record.pid, record.phase
     if exit_record is not None or record.pid == 0:
@@ -128,6 +123,16 @@ def _restore_process(
         container.watch_orphan(process)
     else:
         container.lost(process)
+
+
+def taken_from(parked: dict[str, int], exec_id: str) -> dict[str, int]:
+    """Take the descriptors of one process out of ``parked``; by the names that its io gave them."""
+    prefix = f"exec.{exec_id}/" if exec_id else ""
+    return {
+        name.removeprefix(prefix): parked.pop(name)
+        for name in list(parked)
+        if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
+    }
 
 
 def _open_pidfd(record: ProcessRecord) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from oci.errors import Code
 from protos import ttrpc
@@ -62,6 +62,14 @@ class Service(Protocol):
         """The methods of ``service``; none of one that is not offered."""
 
 
+class Unanswered(NamedTuple):
+    """A call whose answer comes later."""
+
+    stream_id: int
+    method: str
+    request: Values
+
+
 class Server:
     """Accepts on ``listener`` until closed."""
 
@@ -82,6 +90,26 @@ class Server:
         """A connection has ended."""
         self._connections.discard(connection)
 
+    def fileno(self) -> int:
+        """The listening descriptor."""
+        return self._listener.fileno()
+
+    def handed_over(self) -> list[tuple[int, list[Unanswered]]] | None:
+        """Every connection's descriptor and the calls it waits for; ``None`` when one is in the middle of something."""
+        connections = list(self._connections)
+        if any(connection.busy for connection in connections):
+            return None
+        return [(connection.fileno(), list(connection.unanswered.values())) for connection in connections]
+
+    def take_over(self, descriptor: int, unanswered: list[Unanswered]) -> None:
+        """Go on with a connection of another server, and with the calls that it had not answered."""
+        peer = socket.socket(fileno=descriptor)
+        peer.setblocking(False)
+        connection = _Connection(self, peer)
+        self._connections.add(connection)
+        for call in unanswered:
+            connection.answer(call)
+
     def flush(self) -> bool:
         """Whether every answer is on its way."""
         return not any(connection.unsent for connection in self._connections)
@@ -101,7 +129,18 @@ class _Connection:
         self._out = bytearray()
         self._closed = False
         self._writing = False
+        self.unanswered: dict[int, Unanswered] = {}
+        """Calls whose answer is deferred."""
         server.loop.watch(peer.fileno(), READ, self._ready)
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return self._peer.fileno()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request has come in part, or an answer has not gone whole."""
+        return bool(self._out or self._decoder.pending)
 
     @property
     def unsent(self) -> int:
@@ -131,24 +170,39 @@ class _Connection:
                 self._serve(frame)
 
     def _serve(self, frame: ttrpc.Frame) -> None:
-        stream_id = frame.stream_id
         try:
             request = ttrpc.decode_request(frame)
             method = self._server.service.offered(request.service).get(request.method)
             if method is None:
-                raise Failure(Code.UNIMPLEMENTED, f"method {request.service}/{request.method} is not implemented")
-            answer = self._server.service.call(request.method, method.request.decode(request.payload))
+                message = f"method {request.service}/{request.method} is not implemented"
+                self._send(ttrpc.encode_error(frame.stream_id, Code.UNIMPLEMENTED, message))
+                return
+            call = Unanswered(frame.stream_id, request.method, method.request.decode(request.payload))
         except (ttrpc.ProtocolError, WireError) as error:
-            self._send(ttrpc.encode_error(stream_id, Code.INVALID_ARGUMENT, str(error)))
+            self._send(ttrpc.encode_error(frame.stream_id, Code.INVALID_ARGUMENT, str(error)))
+        else:
+            self.answer(call)
+
+    def answer(self, call: Unanswered) -> None:
+        """Carry out ``call`` and send its answer, now or when there is one."""
+        stream_id, name, request = call
+        try:
+            answer = self._server.service.call(name, request)
         except Failure as failure:
             self._send(ttrpc.encode_error(stream_id, failure.code, failure.message))
         except Exception as error:
             report("a call failed unexpectedly", error)
             self._send(ttrpc.encode_error(stream_id, Code.INTERNAL, f"shim: {error!r}"))
         else:
-            encode = method.response.encode
+            encode = self._server.service.methods[name].response.encode
             if isinstance(answer, Deferred):
-                answer.then(lambda values: self._send(ttrpc.encode_response(stream_id, encode(values))))
+                self.unanswered[stream_id] = call
+
+                def resolved(values: Values) -> None:
+                    del self.unanswered[stream_id]
+                    self._send(ttrpc.encode_response(stream_id, encode(values)))
+
+                answer.then(resolved)
             else:
                 self._send(ttrpc.encode_response(stream_id, encode(answer)))
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from oci import trace
@@ -29,6 +30,7 @@ _WARM = (
     "runc_py.update",
     "runc_py.warm",
     "shim.commandline",
+    "shim.handover",
     "shim.main",
     "shim.restore",
     "traceback",
@@ -112,10 +114,11 @@ class Zygote:
         try:
             packet = fdpass.receive(peer)
             if packet is not None:
-                fdpass.close_all(packet[1])
-                if _hung_up(peer):
-                    return  # asked by a supervisor that is dead: the next one has its own mind
-                fdpass.send(peer, self._answer(packet[0]))
+                try:
+                    if not _hung_up(peer):  # else asked by a supervisor that is dead: the next one has its own mind
+                        fdpass.send(peer, self._answer(*packet))
+                finally:
+                    fdpass.close_all(packet[1])
                 return
         except fdpass.PeerError as error:
             with contextlib.suppress(OSError):
@@ -127,7 +130,7 @@ class Zygote:
         del self._peers[descriptor]
         peer.close()
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         operation = request.get("op")
         if operation == "ping":
             return {"pid": os.getpid(), "version": __version__}
@@ -136,6 +139,8 @@ class Zygote:
                 return self._start(request, restore=operation == "restore")
             except (OSError, KeyError, TypeError, ValueError) as error:
                 return {"error": f"cannot {operation} a shim for {request.get('id')!r}: {error!r}"}
+        if operation == "rest" and descriptors:
+            return {"pid": self._fork_at_rest(descriptors[0])}
         if operation == "reaped":
             self._reap()
             return {"status": self._statuses.get(request.get("pid", 0))}
@@ -190,6 +195,29 @@ class Zygote:
         theirs.close()
         return Spare(pid, ours)
 
+    def _fork_at_rest(self, link: int) -> int:
+        """A process that takes over from the shim at the other end of ``link``; its pid."""
+        pid = os.fork()
+        if pid == 0:
+            self._let_go()
+            self._be_at_rest(socket.socket(fileno=link))
+        self._statuses.pop(pid, None)
+        return pid
+
+    @staticmethod
+    def _be_at_rest(link: socket.socket) -> NoReturn:
+        from shim import prctl, rest
+
+        try:
+            prctl.set_name("gantry-shim")
+            woken = rest.wait(link)
+            if woken is not None:
+                from shim import main as shim_main
+
+                _end_as(lambda: shim_main.resume(*woken))
+        finally:
+            os._exit(0)
+
     def _let_go(self) -> None:
         """In a fork: close all that is the zygote's."""
         signal.set_wakeup_fd(-1)
@@ -220,17 +248,22 @@ class Zygote:
 
     @staticmethod
     def _be_shim(config: ShimConfig, listener: socket.socket, restore: bool) -> NoReturn:
-        code = 1
-        try:
-            from shim import main as shim_main
+        from shim import main as shim_main
 
-            code = shim_main.serve(config, listener, restore=restore)
-        except BaseException as error:
-            from shim.loop import report
+        _end_as(lambda: shim_main.serve(config, listener, restore=restore))
 
-            report("the shim ended", error)
-        finally:
-            os._exit(code)
+
+def _end_as(shim: Callable[[], int]) -> NoReturn:
+    """Be ``shim`` to its end."""
+    code = 1
+    try:
+        code = shim()
+    except BaseException as error:
+        from shim.loop import report
+
+        report("the shim ended", error)
+    finally:
+        os._exit(code)
 
 
 def _hung_up(peer: socket.socket) -> bool:
