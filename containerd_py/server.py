@@ -22,9 +22,13 @@ from containerd_py.checkpoints import Checkpoints
 from containerd_py.door import Door
 from containerd_py.exchange import LocalExchange
 from containerd_py.interfaces import ContainerStore
+from containerd_py.metadata.sandboxes import Sandboxes
 from containerd_py.metrics.rpcs import RPCS
+from containerd_py.sandboxes.controller import SandboxController
+from containerd_py.sandboxes.shims import SandboxBundles, SandboxShims
 from containerd_py.services.calls import Calls
 from containerd_py.services.events import EventsService
+from containerd_py.services.sandbox_controller import SandboxControllerService
 from containerd_py.services.tasks import TasksService
 from containerd_py.settings import Settings
 from containerd_py.stores import open_stores, serve_stores
@@ -85,9 +89,10 @@ async def _serve(settings: Settings) -> None:
         serve_stores(calls, stores, settings)
         close_events = await shim_events.serve(settings.ttrpc_address, exchange, calls)
         stack.callback(close_events)
-        manager = await start_tasks(settings, stores.containers, exchange, reaper, stack)
+        manager, sandboxes = await start_tasks(settings, stores.containers, exchange, reaper, stack)
         checkpoints = Checkpoints(stores.content, stores.workers, stores.containers, f"{settings.state}/checkpoints")
-        calls.add(TasksService(manager, checkpoints), EventsService(exchange))
+        controller = SandboxControllerService(sandboxes, Sandboxes(stores.database))
+        calls.add(TasksService(manager, checkpoints), EventsService(exchange), controller)
         stores.collector.start()
         door = Door(settings.address, settings.tcp, calls.servicers)
         await door.listen()
@@ -111,8 +116,8 @@ async def start_tasks(
     exchange: LocalExchange,
     reaper: Reaper,
     stack: contextlib.AsyncExitStack,
-) -> TaskManager:
-    """The task manager with all tasks of an earlier life in it."""
+) -> tuple[TaskManager, SandboxController]:
+    """Tasks and sandboxes, with all of an earlier life in them."""
     zygote_client = _helper(helpers.ZYGOTE, settings)
     keeper_client = _helper(helpers.KEEPER, settings)
     for client in (zygote_client, keeper_client):
@@ -126,9 +131,14 @@ async def start_tasks(
     recovery = Recovery(bundles, zygote, daemon, exchange.publish, reaper.status)
     manager = TaskManager(bundles, containers, zygote, recovery, daemon)
     stack.callback(manager.close)
+    sandbox_bundles = SandboxBundles(settings.state)
+    shims = SandboxShims(sandbox_bundles, zygote, daemon)
+    sandboxes = SandboxController(sandbox_bundles, shims, manager, exchange.publish)
+    stack.callback(sandboxes.close)
+    await sandboxes.load()
     await manager.load()
     reaper.containers = manager.init_pids
-    return manager
+    return manager, sandboxes
 
 
 def _helper(name: str, settings: Settings) -> HelperClient:

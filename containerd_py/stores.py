@@ -55,6 +55,7 @@ SERVICES = (
     "introspection",
     "leases",
     "namespaces",
+    "sandbox-controllers",
     "sandboxes",
     "snapshots",
     "streaming",

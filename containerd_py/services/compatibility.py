@@ -15,14 +15,14 @@ MISSING: dict[str, tuple[str, str]] = {
         "Activate, Deactivate, Info, List, Update",
         "the mount manager of containerd 2.2: clients mount by themselves what a snapshotter says",
     ),
-    "containerd.services.sandbox.v1.Controller": (
-        "Create, Metrics, Platform, Shutdown, Start, Status, Stop, Update, Wait",
-        "needs a shim with the sandbox API, which neither ours nor `io.containerd.runc.v2` is",
-    ),
 }
 """Services of containerd's main branch that answer UNIMPLEMENTED, and why."""
 
 LIMITS: dict[tuple[str, str], str] = {
+    (
+        "containerd.services.sandbox.v1.Controller",
+        "Create",
+    ): "works; one sandboxer, `shim`; the shim must have the sandbox API",
     (
         "containerd.services.tasks.v1.Tasks",
         "Checkpoint",
