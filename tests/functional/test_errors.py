@@ -135,6 +135,12 @@ def test_full_disk(make_engine: Callable[..., Engine], busybox_tar: bytes) -> No
             filled = small.docker("run", "--rm", "busybox", "dd", "if=/dev/zero", "of=/fill", "bs=1M", check=False)
             # What it said about it was lost: there was no room for its log either. Its status was not.
             assert filled.returncode == 1
+            # What is said once there is room again is not lost, and room there is: the one before took its data along.
+            script = "said=$(dd if=/dev/zero of=/fill bs=1M 2>&1); status=$?; rm /fill; echo $said; exit $status"
+            filled = small.docker("run", "--rm", "busybox", "sh", "-c", script, check=False)
+            assert filled.returncode == 1
+            assert "No space left on device" in filled.stdout
+            assert small.docker("ps", "-aq").stdout == ""
             assert small.docker("run", "--rm", "busybox", "echo", "still here").stdout == "still here\n"
         finally:
             small.down()

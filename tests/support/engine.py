@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,12 @@ from typing import IO, Any
 from tests.support.host import PrivateHost, wait_for
 
 DOCKER = shutil.which("docker") or "docker"
+
+
+def now() -> str:
+    """This moment as clients may give it to ``--since`` and ``--until``: seconds of the epoch to the nanosecond."""
+    nanoseconds = time.time_ns()
+    return f"{nanoseconds // 10**9}.{nanoseconds % 10**9:09d}"
 
 
 class Engine:
