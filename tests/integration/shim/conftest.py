@@ -273,7 +273,7 @@ class Host:
         spec = json.loads(json.dumps(self._spec))
         spec["process"].update(args=args, terminal=terminal)
         spec["root"] = {"path": root or str(self.rootfs), "readonly": True}
-        spec["linux"]["cgroupsPath"] = f"/gantry-test/{os.getpid()}-{name}"
+        spec["linux"]["cgroupsPath"] = f"/gantry-test-{os.getpid()}/{name}"
         spec["linux"].update(linux)
         (path / "config.json").write_text(json.dumps(spec))
         return path
@@ -303,7 +303,7 @@ class Host:
         for process in [self._helper, *self._extra]:
             process.wait(10)
         self.events.stop()
-        for directory in Path("/sys/fs/cgroup").glob("*/gantry-test"):
+        for directory in Path("/sys/fs/cgroup").glob(f"*/gantry-test-{os.getpid()}"):
             with contextlib.suppress(OSError):
                 directory.rmdir()  # the parent of all containers' cgroups
 

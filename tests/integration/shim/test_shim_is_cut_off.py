@@ -31,7 +31,7 @@ def test_a_create_that_was_cut_off_is_undone(host: Host) -> None:
         shim.client.call("State", id="a")
     assert caught.value.code == NOT_FOUND
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    assert not list(Path("/sys/fs/cgroup").glob(f"*/gantry-test/{os.getpid()}-a"))
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/gantry-test-{os.getpid()}/a"))
     assert host.keeper({"op": "list"}) == {"keys": []}
     assert not Path(shim.attach_path).exists()
 

@@ -78,7 +78,7 @@ def test_shutdown_leaves_nothing(host: Host) -> None:
     assert not Path(shim.socket_path).exists()
     assert not Path(shim.attach_path).exists()
     assert os.listdir(host.state / "runc" / NAMESPACE) == []
-    cgroups = list(Path("/sys/fs/cgroup").glob(f"*/gantry-test/{os.getpid()}-a"))
+    cgroups = list(Path("/sys/fs/cgroup").glob(f"*/gantry-test-{os.getpid()}/a"))
     assert cgroups == []
 
 
