@@ -142,8 +142,10 @@ class BridgeDriver:
     def host(self, network: Network, options: NetworkOptions) -> BridgePlan:
         addresses = tuple(g for g in network.gateways if self._addressed(network, g.version))
         first = next((g.ip for g in network.gateways), None)
-        digest = hashlib.sha256(network.id.encode()).digest()
-        mac = mac_bytes(mac_of(first)) if first is not None else b"\2\x42" + digest[:4]
+        if first is not None:
+            mac = mac_bytes(mac_of(first))
+        else:
+            mac = b"\2\x42" + hashlib.sha256(network.id.encode()).digest()[:4]
         return BridgePlan(network.bridge, addresses, mac, network.mtu(options.mtu), network.ipv6)
 
     def rules(self, network: Network) -> BridgeRules:

@@ -5,7 +5,7 @@ Rule: an ``Endpoint`` that leaves here holds its addresses and its host ports; w
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
@@ -161,7 +161,7 @@ def make_endpoint(
     registry: NetworkRegistry, network: Network, config: dict[str, Any], devices: Sequence[str], mac_address: str = ""
 ) -> Endpoint:
     """An endpoint with addresses of ``network`` (none on host and none); ``devices`` are names that are taken."""
-    identifier = secrets.token_hex(32)
+    identifier = os.urandom(32).hex()
     if not network.connects:
         return Endpoint(id=identifier, network_id=network.id, network=network.name, config=config)
     addresses: list[str] = []
@@ -215,7 +215,7 @@ def make_sandbox(
     except BaseException:
         drop(registry, table, made)
         raise
-    return Sandbox(id=secrets.token_hex(32), request=request, endpoints=tuple(made), shared_with=shared_with(request))
+    return Sandbox(id=os.urandom(32).hex(), request=request, endpoints=tuple(made), shared_with=shared_with(request))
 
 
 def with_ports(

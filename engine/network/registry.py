@@ -5,7 +5,7 @@ Rule: pure bookkeeping over ``engine.db``; the service makes the kernel agree.
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Network, ip_address
@@ -161,11 +161,11 @@ class NetworkRegistry:
         """
         for name, driver in (("host", "host"), ("none", "null")):
             if self.named(name) is None:
-                self.record(Network(id=secrets.token_hex(32), name=name, driver=driver, created=now_text()))
+                self.record(Network(id=os.urandom(32).hex(), name=name, driver=driver, created=now_text()))
         current = self.named("bridge")
         if current is not None and (not movable or self._still_fits(current, routed)):
             return
-        identifier = current.id if current is not None else secrets.token_hex(32)
+        identifier = current.id if current is not None else os.urandom(32).hex()
         created = current.created if current is not None else now_text()
         if current is not None:
             self._networks.pop(current.id)
@@ -232,7 +232,7 @@ class NetworkRegistry:
     def _unique_local(self) -> tuple[str, int]:
         seed = self._store.get(META_KIND, UNIQUE_LOCAL_KEY)
         if seed is None:
-            seed = secrets.token_bytes(5)
+            seed = os.urandom(5)
             self._store.put(META_KIND, UNIQUE_LOCAL_KEY, seed)
         return unique_local(seed)
 
@@ -242,4 +242,4 @@ class NetworkRegistry:
 
     def new_identity(self) -> tuple[str, str]:
         """(id, time of creation) of a network about to be made."""
-        return secrets.token_hex(32), now_text()
+        return os.urandom(32).hex(), now_text()

@@ -79,6 +79,7 @@ class NetworkService:
         self._sandboxes: dict[str, Sandbox] = {}
         self._attachments: dict[str, dict[str, dict[str, Any] | None]] = {}
         self._fresh: dict[str, Netlink] = {}
+        self._planning = asyncio.Lock()
         self._host_ready = False
         self._started = False
         self._watcher = TableWatcher(self.options.table, self._mend)
@@ -541,15 +542,15 @@ class NetworkService:
         await self.start()
         # What the host has elsewhere only matters where a subnet is to be chosen.
         routed = await self._routed() if creation.chooses_subnet(body) else []
-        network = self.registry.plan(body, routed)
-        if network.connects:
-            await self.retirement.gone(network.bridge)
-        if vlan_parent(network):
-            there = await self.run(self.kernel.present, (network.bridge,))
-            network = msgspec.structs.replace(network, own_parent=not there)
-        self.registry.record(network)
+        async with self._planning:  # nobody else may find the name and the subnet free before they are recorded
+            network = self.registry.plan(body, routed)
+            if vlan_parent(network):
+                there = await self.run(self.kernel.present, (network.bridge,))
+                network = msgspec.structs.replace(network, own_parent=not there)
+            self.registry.record(network)
         try:
             if network.connects:
+                await self.retirement.gone(network.bridge)
                 await self._make_one(network)
         except BaseException as error:
             await asyncio.shield(retiring.take_down(self, network))

@@ -101,9 +101,10 @@ def traffic(peer: Peer) -> Iterator[tuple[str, str]]:
         peer.docker("network", "rm", "traffic")
 
 
-def requests_a_second(peer: Peer, address: str) -> float:
-    """Connections with one request each, one after the other, from the host to the published port."""
-    return float(peer.host.check("python3", "-c", REQUEST_LOOP, address, "8080", str(REQUESTS)))
+def requests_a_second(peer: Peer, inside: str | None, address: str, port: int) -> float:
+    """Connections with one request each, one after the other, from the host (or from inside a container)."""
+    prefix = ("nsenter", "-t", inside, "--net") if inside else ()
+    return float(peer.host.check(*prefix, "python3", "-c", REQUEST_LOOP, address, str(port), str(REQUESTS)))
 
 
 def lookups_a_second(peer: Peer, client: str) -> float:
@@ -148,7 +149,8 @@ def _traffic(peers: tuple[tuple[Peer, str, str], ...], rounds: int) -> None:
     for _ in range(rounds):
         for peer, server, client in peers:
             for what, value in (
-                ("requests/s, published port, loopback", requests_a_second(peer, "127.0.0.1")),
+                ("requests/s, published port, loopback", requests_a_second(peer, None, "127.0.0.1", 8080)),
+                ("requests/s, container to container", requests_a_second(peer, client, _address(peer), 80)),
                 ("lookups/s of a neighbour's name", lookups_a_second(peer, client)),
                 ("Gbit/s, host to published port", throughput(peer, server, None, "127.0.0.1")),
                 ("Gbit/s, container to container", throughput(peer, server, client, _address(peer))),

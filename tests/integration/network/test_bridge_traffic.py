@@ -192,3 +192,44 @@ def test_range_of_ports_in_one_transaction(on_private_host: Run) -> None:
         assert host.published() == 0
 
     on_private_host(scenario)
+
+
+def _crc32c(data: bytes) -> int:
+    """SCTP's checksum (RFC 9260, appendix A)."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value ^ 0xFFFFFFFF
+
+
+def _sctp_init(source: int, target: int) -> bytes:
+    """The first packet of an association."""
+    chunk = b"\1\0\0\x14" + b"\0\0\0\7" + b"\0\1\0\0" + b"\0\1\0\1" + b"\0\0\0\1"
+    head = source.to_bytes(2, "big") + target.to_bytes(2, "big") + bytes(4)
+    return head + _crc32c(head + bytes(4) + chunk).to_bytes(4, "little") + chunk
+
+
+def test_sctp_port(on_private_host: Run) -> None:
+    """With raw sockets: the packets are the same whether or not the kernel has SCTP sockets."""
+
+    async def scenario(host: Any) -> None:
+        await host.up(host.request(2, ports={"3868/sctp": "4868"}))
+        receiver, sender = (
+            host.within(place, lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 132))
+            for place in (2, host.outside)
+        )
+        receiver.settimeout(3)
+        sender.sendto(_sctp_init(9999, 4868), (host.host_address, 0))
+        packet, peer = receiver.recvfrom(2000)
+        assert peer[0] == host.outside_address
+        assert packet[20:] == _sctp_init(9999, 3868), "port and checksum are the container's"
+        sender.sendto(_sctp_init(9998, 4869), (host.host_address, 0))
+        receiver.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            receiver.recv(2000)
+        receiver.close()
+        sender.close()
+
+    on_private_host(scenario)

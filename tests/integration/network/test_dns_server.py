@@ -100,6 +100,8 @@ def test_names_of_containers(on_private_host: Run) -> None:
         assert host.resolve(1, "c2", MX) == (0, []), "a known name has no other records, and is not asked elsewhere"
         code, found = host.resolve(1, "app")
         assert (code, len(found)) == (0, 2)
+        firsts = {host.resolve(1, "app")[1][0] for _ in range(4)}
+        assert firsts == set(found), "each of a service's containers comes first in its turn"
         assert host.resolve(1, ".".join(reversed(four.split("."))) + ".in-addr.arpa", PTR) == (0, ["c2.blue."])
         assert host.resolve(1, "c3")[0] != 0, "a container of the default bridge"
         with pytest.raises(OSError, match="refused"):

@@ -413,3 +413,17 @@ def test_daemon_flags() -> None:
     options = options_of(Flags())
     assert (options.bridge, options.bip, options.mtu) == ("gantry0", "10.5.0.1/24", 1400)
     assert (options.pools, options.dns) == ((("10.0.0.0/8", 24),), ("9.9.9.9",))
+
+
+def test_networks_made_at_once_share_neither_name_nor_subnet(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        lan = {"Driver": "macvlan", "Options": {"parent": "eth0.10"}}
+        same = await asyncio.gather(*(engine.call("POST", "/networks/create", {"Name": "x", **lan}) for _ in range(4)))
+        assert sorted(status for status, _ in same) == [201, 409, 409, 409]
+        bodies = [{"Name": f"n{number}"} for number in range(8)]
+        made = await asyncio.gather(*(engine.call("POST", "/networks/create", body) for body in bodies))
+        assert {status for status, _ in made} == {201}
+        subnets = engine.service.registry.subnets()
+        assert len(set(subnets)) == len(subnets) == 10
+
+    play(scenario)
