@@ -1,20 +1,32 @@
-"""``containerd-py shutdown --kill``: end every task of every namespace, over the API like any client."""
+"""``containerd-py shutdown --kill``: end every task and sandbox of every namespace, over the API like any client."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterable
 
 import grpc
 
-from protos.containerd import namespaces_pb2, namespaces_pb2_grpc, task_types_pb2, tasks_pb2, tasks_pb2_grpc
+from protos.containerd import (
+    namespaces_pb2,
+    namespaces_pb2_grpc,
+    sandbox_pb2,
+    sandbox_pb2_grpc,
+    task_types_pb2,
+    tasks_pb2,
+    tasks_pb2_grpc,
+)
 
 SIGKILL = 9
 CALL_SECONDS = 10.0
 
 
-def kill_all_tasks(address: str) -> None:
-    """Kill and delete all tasks of the daemon on ``address``; failures are told and the others go on."""
+def kill_all(address: str, sandboxes: Iterable[tuple[str, str]]) -> None:
+    """Kill and delete all tasks of the daemon on ``address``, then ``sandboxes`` (namespace, id).
+
+    Failures are told and the others go on.
+    """
     with grpc.insecure_channel(f"unix:{address}") as channel:
         namespaces = namespaces_pb2_grpc.NamespacesStub(channel)
         try:
@@ -23,6 +35,15 @@ def kill_all_tasks(address: str) -> None:
             return
         for namespace in found:
             _kill_namespace(tasks_pb2_grpc.TasksStub(channel), (("containerd-namespace", namespace.name),))
+        for name, id in sandboxes:
+            try:
+                sandbox_pb2_grpc.ControllerStub(channel).Shutdown(
+                    sandbox_pb2.ControllerShutdownRequest(sandbox_id=id),
+                    metadata=(("containerd-namespace", name),),
+                    timeout=CALL_SECONDS,
+                )
+            except grpc.RpcError as error:
+                sys.stderr.write(f"containerd-py: sandbox {id} not ended: {error}\n")
 
 
 def _kill_namespace(tasks: tasks_pb2_grpc.TasksStub, metadata: tuple[tuple[str, str], ...]) -> None:

@@ -221,18 +221,25 @@ def _refuse_foreign_listener(address: str) -> None:
 
 def shutdown(settings: Settings, *, kill: bool) -> int:
     """End the daemon; with no task left also zygote and keeper. Returns the exit status: 1 when tasks go on."""
-    if kill and os.path.exists(settings.address):
-        from containerd_py.killall import kill_all_tasks
+    from containerd_py.sandboxes.bundles import SandboxBundles
 
-        kill_all_tasks(settings.address)
+    sandboxes = SandboxBundles(settings.state)
+    if kill and os.path.exists(settings.address):
+        from containerd_py.killall import kill_all
+
+        kill_all(settings.address, [(bundle.namespace, bundle.id) for bundle in sandboxes.scan()])
     if not stop_daemon(settings.pidfile):
         sys.stderr.write(f"containerd-py: the daemon did not end within {STOP_SECONDS:g} s\n")
         return 1
     from containerd_py.tasks.bundle import BundleStore
 
-    left = [f"{bundle.namespace}/{bundle.id}" for bundle in BundleStore(settings.state).scan()]
-    if left:
-        sys.stderr.write(f"containerd-py: {len(left)} tasks go on: {', '.join(left[:8])} (--kill ends them)\n")
+    going_on = False
+    for what, store in (("tasks", BundleStore(settings.state)), ("sandboxes", sandboxes)):
+        left = [f"{bundle.namespace}/{bundle.id}" for bundle in store.scan()]
+        if left:
+            sys.stderr.write(f"containerd-py: {len(left)} {what} go on: {', '.join(left[:8])} (--kill ends them)\n")
+            going_on = True
+    if going_on:
         return 1
     gone = [helpers.dismiss(helper, settings.state) for helper in (helpers.ZYGOTE, helpers.KEEPER)]
     return 0 if all(gone) else 1

@@ -24,8 +24,9 @@ from containerd_py.exchange import LocalExchange
 from containerd_py.interfaces import ContainerStore
 from containerd_py.metadata.sandboxes import Sandboxes
 from containerd_py.metrics.rpcs import RPCS
+from containerd_py.sandboxes.bundles import SandboxBundles
 from containerd_py.sandboxes.controller import SandboxController
-from containerd_py.sandboxes.shims import SandboxBundles, SandboxShims
+from containerd_py.sandboxes.shims import SandboxShims
 from containerd_py.services.calls import Calls
 from containerd_py.services.events import EventsService
 from containerd_py.services.sandbox_controller import SandboxControllerService

@@ -18,8 +18,9 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
+from containerd_py.sandboxes.bundles import SandboxBundles
 from containerd_py.sandboxes.sandbox import Record, Sandbox, load_record
-from containerd_py.sandboxes.shims import SandboxBundles, SandboxShims
+from containerd_py.sandboxes.shims import SandboxShims
 from containerd_py.tasks import foreign
 from containerd_py.tasks.bundle import Bundle, Endpoint, ExitRecord
 from containerd_py.tasks.manager import TaskManager
@@ -27,7 +28,6 @@ from containerd_py.tasks.recovery import CALL_SECONDS, UNKNOWN_STATUS, timestamp
 from containerd_py.tasks.task import Task
 from oci import errors
 from oci.hostpaths import RUNTIME_NAME
-from protos.cgroup_sums import add_up
 from protos.containerd import event_types_pb2, shim_v2_pb2, types_pb2
 from protos.containerd import shim_sandbox_pb2 as pb
 from protos.sandbox_messages import NOT_READY, READY
@@ -133,11 +133,12 @@ class SandboxController:
         except errors.GantryError as error:
             _log.error("sandbox not followed", namespace=sandbox.namespace, id=sandbox.id, error=str(error))
             return
-        moment = answer.exited_at.ToNanoseconds() if answer.HasField("exited_at") else 0
-        self._finish(sandbox, ExitRecord(0, answer.exit_status, moment if moment > 0 else time.time_ns()))
+        if answer.HasField("exited_at"):
+            self._finish(sandbox, ExitRecord(0, answer.exit_status, answer.exited_at.ToNanoseconds()))
+        # Else a shim that does not wait (containerd's of 1.7): the sandbox ends with a stop, or with its shim.
 
     def _bury(self, sandbox: Sandbox) -> None:
-        """A shim that is not ours is gone: with it went the sandbox. One that was told to stop may end at once."""
+        """A sandbox whose shim is not ours was stopped, or went with its shim."""
         status = 0 if sandbox.stopping else UNKNOWN_STATUS
         self._finish(sandbox, ExitRecord(0, status, time.time_ns()))
 
@@ -205,8 +206,10 @@ class SandboxController:
             await sandbox.call("StopSandbox", request, pb.StopSandboxResponse)
         except (errors.NotFound, errors.Unavailable) as error:
             _log.info("shim gone before it stopped its sandbox", id=sandbox.id, error=str(error))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(sandbox.ended), CALL_SECONDS)
+        if sandbox.own:
+            await asyncio.shield(sandbox.ended)
+        else:
+            self._bury(sandbox)
 
     async def wait(self, namespace: str, id: str) -> ExitRecord:
         """How the sandbox ended, once it has. Raises ``NotFound``."""
@@ -240,11 +243,15 @@ class SandboxController:
 
     async def metrics(self, namespace: str, id: str) -> types_pb2.Metric:
         """The shim's statistics; the sum of its tasks' where it has none."""
+        sandbox = self._get(namespace, id)
         request = pb.SandboxMetricsRequest(sandbox_id=id)
-        answer = (await self._get(namespace, id).call("SandboxMetrics", request, pb.SandboxMetricsResponse)).metrics
-        if answer.HasField("data"):
-            return answer
+        with contextlib.suppress(errors.Unimplemented):  # what containerd's shim of 1.7 answers
+            answer = (await sandbox.call("SandboxMetrics", request, pb.SandboxMetricsResponse)).metrics
+            if answer.HasField("data"):
+                return answer
         found = await asyncio.gather(*map(_statistics, await self._tasks.members(namespace, id)))
+        from protos.cgroup_sums import add_up
+
         total = add_up([{"type_url": data.type_url, "value": data.value} for data in found if data is not None])
         data = AnyMessage(**total) if total is not None else None
         return types_pb2.Metric(timestamp=timestamp(time.time_ns()), id=id, data=data)

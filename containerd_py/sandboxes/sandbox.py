@@ -13,7 +13,7 @@ import msgspec
 from google.protobuf.message import Message
 
 from containerd_py.tasks.bundle import Bundle, Endpoint, ExitRecord
-from containerd_py.tasks.foreign import is_own
+from containerd_py.tasks.foreign import ShimLog, is_own
 from containerd_py.tasks.shim_client import ShimClient, ShimLost
 from oci import errors
 
@@ -45,6 +45,7 @@ class Sandbox:
         "ended",
         "endpoint",
         "follower",
+        "log",
         "program",
         "record",
         "recovery",
@@ -66,6 +67,7 @@ class Sandbox:
         self.follower: asyncio.Task[None] | None = None
         self.recovery: asyncio.Task[None] | None = None
         self.removal: asyncio.Task[None] | None = None
+        self.log: ShimLog | None = None
 
     @property
     def namespace(self) -> str:
@@ -114,6 +116,9 @@ class Sandbox:
         if self.client is not None:
             self.client.close()
             self.client = None
+        if self.log is not None:
+            self.log.close()
+            self.log = None
 
 
 def load_record(bundle: Bundle) -> Record | None:

@@ -1,63 +1,31 @@
 """The shims of sandboxes: start one, find it again, replace it, and end it.
 
-Rule: as bundles of tasks, a sandbox's is made before its shim and removed after it. They lie in a directory of their
-own (containerd's ``io.containerd.sandbox.controller.v1.shim``), and so do the sockets of our shims: a sandbox may be
-called like a task.
+Rule: as a task's, a sandbox's bundle is made before its shim and removed after it, so that what a kill leaves behind is
+found by listing directories.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
 import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.empty_pb2 import Empty
 
+from containerd_py.sandboxes.bundles import SOCKETS, SandboxBundles
 from containerd_py.sandboxes.sandbox import SERVICE, Sandbox
 from containerd_py.tasks import foreign
-from containerd_py.tasks.bundle import Bundle, Endpoint, check_identifier
+from containerd_py.tasks.bundle import Endpoint
 from containerd_py.tasks.recovery import CALL_SECONDS, RETRY_SECONDS, ShimStarter
 from containerd_py.tasks.shim_client import ShimClient
 from oci import errors
 from protos.containerd import shim_sandbox_pb2 as pb
-
-STATE = "io.containerd.sandbox.controller.v1.shim"
-SOCKETS = "b"
+from protos.containerd import shim_v2_pb2
 
 _log = structlog.get_logger("containerd_py.sandboxes.shims")
-
-
-class SandboxBundles(NamedTuple):
-    """The bundles of sandboxes below one state directory."""
-
-    state: str
-
-    def bundle(self, namespace: str, id: str) -> Bundle:
-        """Raises ``InvalidArgument`` for names that are no identifiers (they become paths)."""
-        check_identifier("namespace", namespace)
-        check_identifier("sandbox id", id)
-        return Bundle(f"{self.state}/{STATE}/{namespace}/{id}", namespace, id)
-
-    def socket(self, bundle: Bundle) -> str:
-        """Where the sandbox's shim listens, if it is ours."""
-        digest = hashlib.sha256(f"{bundle.namespace}/{bundle.id}".encode()).hexdigest()
-        return f"{self.state}/{SOCKETS}/{digest[:32]}"
-
-    def scan(self) -> Iterator[Bundle]:
-        """Every bundle there is; what was being removed goes on the way."""
-        top = f"{self.state}/{STATE}"
-        for namespace in _names(top):
-            for name in _names(f"{top}/{namespace}"):
-                id = name.removeprefix(".")
-                bundle = Bundle(f"{top}/{namespace}/{id}", namespace, id)
-                if name == id:
-                    yield bundle
-                elif not os.path.lexists(bundle.path):
-                    bundle.remove()
 
 
 class SandboxShims:
@@ -79,6 +47,7 @@ class SandboxShims:
             await self._connect(sandbox, Endpoint(launched.version, launched.address))
             return
         sandbox.bundle.write(foreign.SHIM_BINARY_PATH, sandbox.program[0].encode())
+        sandbox.log = foreign.ShimLog(sandbox.bundle)
         await self._connect(sandbox, await foreign.start(sandbox.program, sandbox.bundle, options, self._daemon))
 
     async def _connect(self, sandbox: Sandbox, endpoint: Endpoint) -> None:
@@ -96,6 +65,8 @@ class SandboxShims:
             endpoint = Endpoint(2, self._bundles.socket(sandbox.bundle))
         if endpoint is None:
             return False
+        if not sandbox.own:
+            sandbox.log = foreign.ShimLog(sandbox.bundle)
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._connect(sandbox, endpoint)
@@ -157,11 +128,7 @@ class SandboxShims:
         client = sandbox.client
         if client is not None:
             client.on_lost = None
-            request = pb.ShutdownSandboxRequest(sandbox_id=sandbox.id)
-            try:
-                await client.call("ShutdownSandbox", request, pb.ShutdownSandboxResponse, seconds=CALL_SECONDS)
-            except errors.GantryError as error:  # it may hang up as soon as it has read the request
-                _log.info("shim does not shut the sandbox down", id=sandbox.id, error=str(error))
+            await self._shut_down(sandbox, client)
             await client.hung_up(CALL_SECONDS)
         if not sandbox.own:
             with contextlib.suppress(errors.GantryError):
@@ -171,10 +138,19 @@ class SandboxShims:
             os.unlink(self._bundles.socket(sandbox.bundle))
         sandbox.bundle.remove()
 
-
-def _names(path: str) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return []
+    @staticmethod
+    async def _shut_down(sandbox: Sandbox, client: ShimClient) -> None:
+        """Tell the shim to end, as one that has no sandbox where it does not know what that is."""
+        request = pb.ShutdownSandboxRequest(sandbox_id=sandbox.id)
+        try:
+            await client.call("ShutdownSandbox", request, pb.ShutdownSandboxResponse, seconds=CALL_SECONDS)
+        except (errors.Unimplemented, errors.NotFound):
+            with contextlib.suppress(errors.GantryError, OSError):
+                tasks = await ShimClient.connect(sandbox.namespace, client.address, client.version)
+                end = shim_v2_pb2.ShutdownRequest(id=sandbox.id, now=True)
+                try:
+                    await tasks.call("Shutdown", end, Empty, seconds=CALL_SECONDS)
+                finally:
+                    tasks.close()
+        except errors.GantryError as error:  # it may hang up as soon as it has read the request
+            _log.info("shim does not shut the sandbox down", id=sandbox.id, error=str(error))

@@ -271,6 +271,10 @@ class TaskManager:
             if known is None:
                 raise
             return known
+        except errors.FailedPrecondition:
+            if task.client is not None or task.final is None:
+                raise
+            return task.final  # its shim ended meanwhile, with its sandbox
         return ExitRecord(answer.pid, answer.exit_status, answer.exited_at.ToNanoseconds())
 
     async def _clean_without_shim(self, task: Task) -> None:
