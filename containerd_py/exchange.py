@@ -8,10 +8,10 @@ instead of missing events silently.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from hashlib import blake2b
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError, Message
@@ -107,7 +107,7 @@ class LocalExchange:
             raise errors.InvalidArgument(f"event {envelope.topic}: the envelope has no namespace")
         if not envelope.HasField("timestamp"):
             raise errors.InvalidArgument(f"event {envelope.topic}: the envelope has no timestamp")
-        key = blake2b(envelope.SerializeToString(deterministic=True), digest_size=16).digest()
+        key = hashlib.blake2b(envelope.SerializeToString(deterministic=True), digest_size=16).digest()
         if key in self._seen:
             return False
         self._seen[key] = None

@@ -20,6 +20,7 @@ import time
 
 from containerd_py.settings import Settings, Tcp
 from containerd_py.tasks import helpers
+from oci import frugal
 from oci.errors import GantryError
 from oci.hostpaths import default_paths
 from oci.version import __version__
@@ -43,6 +44,19 @@ KEYS = (
     "metrics.grpc_histogram",
 )
 """What is read of containerd's configuration file."""
+
+DEFERRED = (
+    "hashlib",  # with OpenSSL's libcrypto, 3.5 MB
+    "secrets",  # imports hashlib
+    "bz2",
+    "lzma",
+    "email.utils",
+    "tempfile",
+    "random",
+    "google.protobuf.internal.python_message",  # protobuf's messages in Python, where there are none in C: 0.8 MB
+    "google.protobuf.text_format",
+)
+"""What an idle daemon has no need of; asyncio's ssl is 1.5 MB more."""
 
 
 class StartError(Exception):
@@ -165,6 +179,8 @@ def serve(settings: Settings) -> None:
         from containerd_py.tcp import check_files
 
         check_files(settings.tcp)
+    frugal.import_asyncio_without_ssl()
+    frugal.defer(*DEFERRED)
     os.makedirs(settings.root, 0o711, exist_ok=True)
     os.makedirs(settings.state, 0o711, exist_ok=True)
     os.makedirs(f"{settings.state}/s", 0o711, exist_ok=True)

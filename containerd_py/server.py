@@ -39,9 +39,11 @@ from containerd_py.tasks.launcher import HelperClient, Zygote
 from containerd_py.tasks.manager import TaskManager
 from containerd_py.tasks.reaper import Reaper
 from containerd_py.tasks.recovery import Recovery
-from oci import trace
+from oci import frugal, trace
 
 HELPER_RETRY_SECONDS = 2.0
+SETTLED_SECONDS = 1.0
+"""After the start, memory that only it needed is given back."""
 
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 _log = structlog.get_logger("containerd_py.server")
@@ -102,6 +104,7 @@ async def _serve(settings: Settings) -> None:
 
             stack.callback(await endpoint.serve(settings.metrics_address, endpoint.Page(manager, exchange)))
         calls.open()
+        asyncio.get_running_loop().call_later(SETTLED_SECONDS, frugal.give_back)
         _log.info("serving", address=settings.address, root=settings.root, state=settings.state, pid=os.getpid())
         await stopping.wait()
         _log.info("stopping; containers go on", tasks=len(manager.init_pids()))

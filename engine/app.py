@@ -33,9 +33,13 @@ from engine.images.service import ImageService
 from engine.network.service import NetworkService
 from engine.store import Store
 from engine.supervise import Supervisor
+from oci import frugal
 from oci.notify import notify
 
 log = structlog.get_logger()
+
+SETTLED_SECONDS = 1.0
+"""After the start, memory that only it needed is given back."""
 
 
 class _Users:
@@ -112,6 +116,7 @@ class App:
                     await server.listen(listener)
             log.info("engine ready", hosts=self.config.hosts)
             notify("READY=1")
+            asyncio.get_running_loop().call_later(SETTLED_SECONDS, frugal.give_back)
             await self._stop.wait()
             notify("STOPPING=1")
         finally:

@@ -6,7 +6,7 @@ under it are in it before anybody can see them (``Transaction.claim``).
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ class Leases:
     def create(self, scope: Scope, id: str, labels: Mapping[str, str] = {}) -> Lease:
         """Raises ``AlreadyExists``."""
         check_labels(labels)
-        lease = Lease(id or f"{time.time_ns()}-{secrets.token_hex(4)}", time.time_ns(), dict(labels))
+        lease = Lease(id or f"{time.time_ns()}-{os.urandom(4).hex()}", time.time_ns(), dict(labels))
         values = (scope.namespace, lease.id, pack_labels(labels), lease.created_at)
         with self._database.transaction() as tx:
             tx.know(scope.namespace)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Sequence
 
@@ -122,7 +121,8 @@ def probe(root: str) -> bool:
 
 
 def _probe(root: str) -> bool:
-    place = tempfile.mkdtemp(prefix="probe-", dir=root)
+    place = f"{root}/probe-{os.urandom(4).hex()}"
+    os.mkdir(place, 0o700)
     try:
         first: Exception | None = None
         for user in (False, True):

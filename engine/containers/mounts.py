@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import secrets
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -194,7 +193,7 @@ def realize(points: list[MountPoint], volumes: Volumes) -> tuple[MountPoint, ...
     out = []
     for point in points:
         if point.type == "volume" and not point.source:
-            name = point.name or secrets.token_hex(32)
+            name = point.name or os.urandom(32).hex()
             labels = {ANONYMOUS_LABEL: ""} if point.anonymous else None
             volume, _ = volumes.create(name, driver=point.driver, labels=labels)
             path = volumes.path(volume.name)

@@ -5,9 +5,9 @@ Rule: a name belongs to one container from before its document is written until 
 
 from __future__ import annotations
 
+import os
 import random
 import re
-import secrets
 
 from oci.errors import AlreadyExists, InvalidArgument, NotFound
 
@@ -44,7 +44,7 @@ SURNAMES = _SURNAMES.split()
 def new_id() -> str:
     """A fresh 64-hex id whose first 12 digits are not all decimal, so that short ids never look like numbers."""
     while True:
-        value = secrets.token_hex(32)
+        value = os.urandom(32).hex()
         if not value[:12].isdecimal():
             return value
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -87,7 +86,7 @@ class Volumes:
         if driver not in ("", "local"):
             raise NotFound(f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found')
         if not name:
-            name = secrets.token_hex(32)
+            name = os.urandom(32).hex()
         elif not _NAME.fullmatch(name):
             raise InvalidArgument(
                 f'create {name}: "{name}" includes invalid characters for a local volume name, '

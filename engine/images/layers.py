@@ -10,7 +10,7 @@ import bz2
 import hashlib
 import lzma
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import zstandard
 from isal import isal_zlib
@@ -19,13 +19,6 @@ from oci.errors import InvalidArgument
 
 _HEAD = 8
 _GZIP_LEVEL = 1
-_DAMAGED: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    lzma.LZMAError,
-    zstandard.ZstdError,
-    vars(isal_zlib)["error"],
-)
 
 
 class _Decoder(Protocol):
@@ -88,6 +81,11 @@ def decoder_for(head: bytes) -> _Decoder:
     return _Plain()
 
 
+def _damage() -> tuple[type[Exception], ...]:
+    """What decoders raise for bytes that they cannot make sense of."""
+    return OSError, EOFError, lzma.LZMAError, zstandard.ZstdError, cast("type[Exception]", isal_zlib.error)
+
+
 class LayerStream:
     """One layer on its way into the store. After ``pieces`` ended, ``diff_id`` is the plain tar's digest."""
 
@@ -120,7 +118,7 @@ class LayerStream:
     def _step(self, decoder: _Decoder, packer: _Packer, data: bytes) -> bytes:
         try:
             plain = decoder.decompress(data)
-        except _DAMAGED as error:
+        except _damage() as error:
             raise InvalidArgument(f"the archive's compression is damaged: {error}") from None
         self._hash.update(plain)
         self.plain_size += len(plain)
