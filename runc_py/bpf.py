@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import platform
 import resource
 import struct
 from collections.abc import Iterable
 
 from runc_py.cgroups.devices import WILDCARD, Access, Device
+from runc_py.light import os
 
 SYS_BPF = {
     "x86_64": 321,

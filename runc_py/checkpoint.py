@@ -8,8 +8,6 @@ where the standard streams pointed. Source: criu(8).
 from __future__ import annotations
 
 import json
-import os
-import posixpath
 import shutil
 import signal
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from runc_py import state, syscalls
 from runc_py.errors import InvalidState, NotBuilt, RuntimeFailure
+from runc_py.light import os
 
 if TYPE_CHECKING:
     from runc_py.runtime import Launched, Runtime
@@ -73,7 +72,7 @@ def outside_mounts(spec: dict[str, Any], bundle: str) -> list[tuple[str, str]]:
     for entry in spec.get("mounts") or ():
         options = entry.get("options") or ()
         if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
-            destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
+            destination = os.path.normpath("/" + entry["destination"].lstrip("/"))
             found.append((destination, os.path.join(bundle, entry.get("source") or "")))
     return found
 
@@ -138,7 +137,7 @@ def _become_criu(creation: Any, command: list[str]) -> NoReturn:
         syscalls.mount(creation.rootfs, creation.rootfs, "bind", syscalls.MS_BIND | syscalls.MS_REC)
         syscalls.mount(None, creation.rootfs, None, syscalls.MS_PRIVATE | syscalls.MS_REC)
         creation.manager.enter()
-        os.execv(command[0], command)  # noqa: S606 -- criu itself, no shell
+        os.execv(command[0], command)
     except BaseException as error:
         os.write(2, f"cannot run criu: {error}\n".encode())
     os._exit(127)

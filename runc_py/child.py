@@ -7,12 +7,11 @@ Rule: from its first line to ``execve`` a child is a piece of the host inside a 
 from __future__ import annotations
 
 import gc
-import os
 import sys
 
 from runc_py import capabilities, messages, process, syscalls
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, Protocol, Socket, suppress
+from runc_py.light import TYPE_CHECKING, Protocol, Socket, os, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,12 +5,11 @@ Rule: one function a command, named after it; what more than one needs is in ``f
 
 from __future__ import annotations
 
-import os
 import sys
 
 from runc_py import documents, light
 from runc_py.errors import InvalidSpec, InvalidState, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, signal
+from runc_py.light import TYPE_CHECKING, os, signal
 from runc_py.options import REMAINDER, Options, Parser
 
 if TYPE_CHECKING:

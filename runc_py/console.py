@@ -7,11 +7,11 @@ are verified, because the rootfs may have put anything at ``/dev/pts`` (CVE-2025
 from __future__ import annotations
 
 import fcntl
-import os
 import sys
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
+from runc_py.light import os
 from runc_py.paths import Root, is_device
 
 TIOCSCTTY = 0x540E

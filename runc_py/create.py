@@ -6,7 +6,6 @@ process; whatever fails, everything made so far is undone here, and after a kill
 
 from __future__ import annotations
 
-import os
 import time
 
 from runc_py import (
@@ -27,7 +26,7 @@ from runc_py import (
 )
 from runc_py import spec as specs
 from runc_py.errors import InvalidSpec, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, Socket, signal
+from runc_py.light import TYPE_CHECKING, Socket, os, signal
 from runc_py.messages import Kind, Message
 
 if TYPE_CHECKING:

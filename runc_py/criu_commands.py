@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from runc_py.commands import command_parser, write_pid_file
+from runc_py.light import os
 
 if TYPE_CHECKING:
     from runc_py.checkpoint import CriuOptions

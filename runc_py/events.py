@@ -5,13 +5,12 @@ Rule: nothing is kept between two looks but a count; the end of the container's 
 
 from __future__ import annotations
 
-import os
 import select
 import time
 
 from runc_py import cgroups, state
 from runc_py.errors import InvalidSpec, InvalidState
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

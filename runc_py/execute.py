@@ -6,13 +6,11 @@ file means that the program runs.
 
 from __future__ import annotations
 
-import os
-
 from runc_py import capabilities, cgroups, child, console, light, messages, namespaces, process, state, syscalls
 from runc_py import spec as specs
 from runc_py.create import serve_listener, set_oom_score
 from runc_py.errors import InvalidState, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, Socket
+from runc_py.light import TYPE_CHECKING, Socket, os
 from runc_py.messages import Kind
 from runc_py.paths import Root
 

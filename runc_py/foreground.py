@@ -7,12 +7,11 @@ n for a signal). Our terminal's settings are restored whatever happens.
 from __future__ import annotations
 
 import fcntl
-import os
 import select
 import sys
 
 from runc_py import console
-from runc_py.light import TYPE_CHECKING, signal, suppress
+from runc_py.light import TYPE_CHECKING, os, signal, suppress
 
 if TYPE_CHECKING:
     from runc_py.notify import Relay

@@ -32,17 +32,24 @@ if TYPE_CHECKING:
     )
 else:
     import _ctypes
-    from _ctypes import Structure, addressof, byref, get_errno, sizeof
+    from _ctypes import addressof, byref, get_errno, sizeof
 
     _FLAGS = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_PYTHONAPI | _ctypes.FUNCFLAG_USE_ERRNO
 
     def _simple(code):
         return type(f"c_{code}", (_ctypes._SimpleCData,), {"_type_": code})
 
-    c_char, c_ushort, c_int, c_uint, c_long, c_ulong = map(_simple, "cHiIlL")
-    c_char_p, c_void_p = _simple("z"), _simple("P")
-    c_int32, c_uint32, c_size_t = c_int, c_uint, c_ulong
-    c_uint64 = c_ulong if sizeof(c_ulong) == 8 else _simple("Q")
+    c_int, c_long, c_char_p, c_void_p = map(_simple, "ilzP")
+    _CODES = {"c_char": "c", "c_ushort": "H", "c_uint": "I", "c_uint32": "I", "c_ulong": "L", "c_size_t": "L"}
+    _CODES |= {"c_int32": "i", "c_uint64": "Q"}
+
+    def __getattr__(name):
+        """The other types are made for those who ask: each is a class, and two for C."""
+        if name == "Structure":
+            return _ctypes.Structure
+        if name not in _CODES:
+            raise AttributeError(name)
+        return globals().setdefault(name, _simple(_CODES[name]))
 
     class _Function(_ctypes.CFuncPtr):
         _flags_ = _FLAGS
@@ -65,9 +72,10 @@ else:
             return self.__dict__[name]
 
     def create_string_buffer(init, size=None):
+        character = __getattr__("c_char")
         if isinstance(init, int):
-            return (c_char * init)()
-        buffer = (c_char * (size or len(init) + 1))()
+            return (character * init)()
+        buffer = (character * (size or len(init) + 1))()
         buffer.raw = init.ljust(len(buffer), b"\0")
         return buffer
 
@@ -75,7 +83,7 @@ else:
         _memmove(target, source, size)
 
     _memmove = PyDLL(None, use_errno=True)["memmove"]
-    _memmove.argtypes, _memmove.restype = (c_void_p, c_void_p, c_size_t), c_void_p
+    _memmove.argtypes, _memmove.restype = (c_void_p, c_void_p, c_long), c_void_p
 
 __all__ = [
     "PyDLL",

@@ -6,12 +6,11 @@ so no hook can block the runtime. Source: runtime-spec ``config.md#posix-platfor
 
 from __future__ import annotations
 
-import os
 import select
 
 from runc_py import documents
 from runc_py.errors import HookFailure
-from runc_py.light import TYPE_CHECKING, signal
+from runc_py.light import TYPE_CHECKING, os, signal
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias

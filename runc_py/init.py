@@ -7,12 +7,11 @@ by the parent in an ``InitTask``; what it finds out goes back as messages.
 from __future__ import annotations
 
 import fcntl
-import os
 import sys
 
 from runc_py import capabilities, child, console, hooks, light, messages, process, reaper, rootfs, syscalls
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, NamedTuple, Socket
+from runc_py.light import TYPE_CHECKING, NamedTuple, Socket, os
 from runc_py.messages import Kind
 from runc_py.operations import Operation
 from runc_py.paths import Root

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import os
 
 ACT_ERRNO, ACT_TRACE = 0x00050000, 0x7FF00000
 ACTIONS: dict[str, int] = {

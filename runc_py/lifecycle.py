@@ -6,11 +6,9 @@ pidfd whose process was verified after it was opened, so they never reach a proc
 
 from __future__ import annotations
 
-import os
-
 from runc_py import cgroups, errors, names, state
 from runc_py.errors import ContainerNotFound, InvalidState, ProcessFailure, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, signal
+from runc_py.light import TYPE_CHECKING, os, signal
 
 if TYPE_CHECKING:
     from typing import Any

@@ -8,6 +8,7 @@ pays for every import before its container exists (``socket`` and ``signal`` bri
 from __future__ import annotations
 
 import posix
+import sys
 
 __all__ = [
     "AF_INET",
@@ -20,17 +21,21 @@ __all__ = [
     "Protocol",
     "Socket",
     "open_socket",
+    "os",
     "read_file",
     "recv_fds",
     "send_fds",
     "signal",
     "socketpair",
+    "stat",
     "suppress",
 ]
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    import os
     import signal
+    import stat
     from contextlib import suppress
     from typing import NamedTuple, Protocol
 
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     )
 else:
     import _signal as signal
+    import _stat as stat
     from _collections import _tuplegetter
 
     Protocol = object
@@ -133,3 +139,10 @@ def read_file(path: str) -> bytes:
     finally:
         posix.close(fd)
     return b"".join(chunks)
+
+
+if not TYPE_CHECKING:
+    if "os" in sys.modules:
+        import os
+    else:
+        from runc_py import small_os as os

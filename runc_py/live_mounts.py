@@ -7,13 +7,12 @@ before it joins, because they are the host's.
 from __future__ import annotations
 
 import json
-import os
-import posixpath
 import socket
 from typing import TYPE_CHECKING, Any
 
 from runc_py import child, messages, namespaces, prepare, rootfs, state, syscalls
 from runc_py.errors import InvalidSpec, InvalidState
+from runc_py.light import os
 from runc_py.messages import Kind
 from runc_py.paths import Root
 
@@ -66,7 +65,7 @@ def add_mounts(runtime: Runtime, container_id: str, entries: list[dict[str, Any]
 def remove_mounts(runtime: Runtime, container_id: str, entries: list[dict[str, Any]]) -> None:
     """Unmount the destinations of ``entries``, last first."""
     container = _running(runtime, container_id)
-    targets = [posixpath.normpath("/" + entry["destination"].lstrip("/")) for entry in reversed(entries)]
+    targets = [os.path.normpath("/" + entry["destination"].lstrip("/")) for entry in reversed(entries)]
 
     def unmount_all() -> None:
         for target in targets:

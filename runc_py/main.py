@@ -7,11 +7,10 @@ Rule: only the parser of the command that was asked for is built. Errors go to s
 from __future__ import annotations
 
 import gc
-import os
 import sys
 
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     from typing import Any, NoReturn

@@ -16,10 +16,8 @@ other side died.
 
 from __future__ import annotations
 
-import os
-
 from runc_py import errors, light
-from runc_py.light import NamedTuple, Socket
+from runc_py.light import NamedTuple, Socket, os
 
 MAX_TEXT = 8192
 

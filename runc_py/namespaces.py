@@ -7,11 +7,9 @@ unshared by the child itself, the first after it is in its cgroup, the second so
 
 from __future__ import annotations
 
-import os
-
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, read_file
+from runc_py.light import TYPE_CHECKING, os, read_file
 
 if TYPE_CHECKING:
     from typing import Any

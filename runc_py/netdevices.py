@@ -7,7 +7,6 @@ Sources: runtime-spec ``config-linux.md#network-devices``, rtnetlink(7).
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import os
 
 _RTM_SETLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_GETADDR = 19, 18, 20, 22
 _REQUEST, _ACK, _CREATE, _EXCL, _DUMP = 0x1, 0x4, 0x400, 0x200, 0x300

@@ -7,12 +7,12 @@ further, with the pid that the manager should know (as crun and runc do).
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 from typing import Any
 
 from runc_py.errors import RuntimeFailure
+from runc_py.light import os
 
 DIRECTORY = "notify"
 NAME = "notify"
@@ -52,7 +52,7 @@ class Relay:
             if os.path.lexists(path):
                 os.unlink(path)
             self._socket.bind(path)
-            os.chmod(path, 0o777)  # noqa: S103 -- any user of the container may say that the service is ready
+            os.chmod(path, 0o777)
         except OSError as error:
             raise RuntimeFailure(f"cannot make the container's NOTIFY_SOCKET: {error.strerror}") from error
         finally:

@@ -7,12 +7,10 @@ set-up is tested without privileges and printed by ``--debug``. Every target is 
 from __future__ import annotations
 
 import errno
-import os
-import stat
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, NamedTuple, Protocol
+from runc_py.light import TYPE_CHECKING, NamedTuple, Protocol, os, stat
 from runc_py.mount_options import MountOptions, parse_options
 from runc_py.paths import Root, is_device, is_directory
 

@@ -6,9 +6,7 @@ or joined options) goes to a real parser with the same declarations, whose answe
 
 from __future__ import annotations
 
-import os
-
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     import argparse

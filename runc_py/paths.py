@@ -8,12 +8,10 @@ by component, relative to a directory that was resolved that way.
 from __future__ import annotations
 
 import errno
-import os
-import stat
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
-from runc_py.light import suppress
+from runc_py.light import os, stat, suppress
 
 IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 MAX_LINKS = 40

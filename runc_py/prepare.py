@@ -8,12 +8,10 @@ mount_setattr(2) "ID-mapped mounts", user_namespaces(7).
 from __future__ import annotations
 
 import errno
-import os
-import stat
 
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, signal, suppress
+from runc_py.light import TYPE_CHECKING, os, signal, stat, suppress
 from runc_py.operations import BindMount, MakeDevice, Operation
 
 if TYPE_CHECKING:

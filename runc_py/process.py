@@ -7,13 +7,11 @@ nothing is imported here at run time: after the change of root, both would read 
 from __future__ import annotations
 
 import errno
-import os
 import resource
-import stat
 
 from runc_py import capabilities, syscalls
 from runc_py.errors import ProcessFailure, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, signal
+from runc_py.light import TYPE_CHECKING, os, signal, stat
 from runc_py.paths import read_regular
 
 if TYPE_CHECKING:
@@ -223,6 +221,6 @@ def execute(program: Program, preserve_fds: int) -> None:
         except OSError:
             continue  # the caller promised more descriptors than it has, as runc allows
     try:
-        os.execve(program.path, program.arguments, program.environment)  # noqa: S606 -- this is what a runtime is for
+        os.execve(program.path, program.arguments, program.environment)
     except OSError as error:
         raise ProcessFailure(f"exec {program.path}: {os.strerror(error.errno or 0).lower()}") from error

@@ -7,10 +7,8 @@ environment.
 
 from __future__ import annotations
 
-import os
-
 from runc_py import process, syscalls
-from runc_py.light import NamedTuple, signal, suppress
+from runc_py.light import NamedTuple, os, signal, suppress
 
 ANNOTATION = "dev.gantry.init"
 """The spec's annotation that asks for it."""

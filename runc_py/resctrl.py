@@ -6,11 +6,11 @@ Sources: runtime-spec ``config-linux.md#intelrdt``, kernel ``Documentation/files
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import os
 
 if TYPE_CHECKING:
     from runc_py.state import ContainerState

@@ -6,12 +6,9 @@ read-only paths, and last the read-only bits that had to wait. Source: runtime-s
 
 from __future__ import annotations
 
-import os
-import posixpath
-
 from runc_py import operations, syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 from runc_py.mount_options import classic_flags, parse_options
 from runc_py.paths import Root
 from runc_py.spec import Spec
@@ -70,7 +67,7 @@ def plan_rootfs(spec: Spec, bundle: str, cgroup_mounts: ContainerMounts | None, 
     for entry in spec.get("mounts") or ():
         operation = mount_operation(entry, bundle, cgroup_mounts, linux.get("mountLabel") or "")
         setup.append(operation)
-        destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
+        destination = os.path.normpath("/" + entry["destination"].lstrip("/"))
         if isinstance(operation, operations.BindMount) and destination == "/dev":
             host_dev = True
         if isinstance(operation, operations.FilesystemMount) and operation.late_read_only:
@@ -94,7 +91,7 @@ def mount_operation(
 ) -> operations.Operation:
     kind = entry.get("type") or "none"
     options = parse_options(entry.get("options") or ())
-    destination = posixpath.normpath("/" + entry["destination"].lstrip("/"))
+    destination = os.path.normpath("/" + entry["destination"].lstrip("/"))
     mappings = tuple(entry.get("uidMappings") or ()), tuple(entry.get("gidMappings") or ())
     if options.bind or kind == "bind":
         source = os.path.join(bundle, entry.get("source") or "")
@@ -122,7 +119,7 @@ def _device_operations(linux: dict[str, Any], userns: bool) -> list[operations.O
             continue  # belongs to the container's own devpts
         found.append(
             operations.MakeDevice(
-                *(posixpath.normpath(entry["path"]), entry.get("type") or "c"),
+                *(os.path.normpath(entry["path"]), entry.get("type") or "c"),
                 *(int(entry.get("major") or 0), int(entry.get("minor") or 0)),
                 *(int(entry.get("fileMode") or 0o666) & 0o7777, int(entry.get("uid") or 0), int(entry.get("gid") or 0)),
                 userns,

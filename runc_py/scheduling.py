@@ -6,12 +6,12 @@ runtime-spec ``config.md#linux-process``, ``config-linux.md#memory-policy``, sch
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
+from runc_py.light import os
 
 POLICIES = {
     "SCHED_OTHER": 0,

@@ -7,12 +7,10 @@ so that the usual container start touches neither libseccomp nor its names. Sour
 
 from __future__ import annotations
 
-import os
-
 from runc_py import documents, light
 from runc_py import foreign as ctypes
 from runc_py.errors import InvalidSpec, RuntimeFailure
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     from hashlib import sha256

@@ -6,11 +6,9 @@ read the checked dictionary. Unknown members are ignored, as the runtime spec as
 
 from __future__ import annotations
 
-import os
-
 from runc_py import documents, shape
 from runc_py.errors import InvalidSpec
-from runc_py.light import TYPE_CHECKING, read_file
+from runc_py.light import TYPE_CHECKING, os, read_file
 
 if TYPE_CHECKING:
     from typing import Any, TypeAlias

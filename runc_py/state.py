@@ -10,11 +10,9 @@ socket on which init waits for ``start``.
 
 from __future__ import annotations
 
-import os
-
 from runc_py import documents, names
 from runc_py.errors import ContainerExists, ContainerNotFound, InvalidState, RuntimeFailure
-from runc_py.light import TYPE_CHECKING, read_file
+from runc_py.light import TYPE_CHECKING, os, read_file
 
 if TYPE_CHECKING:
     from typing import Any

@@ -8,11 +8,10 @@ consistent state.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from runc_py import foreign as ctypes
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     from typing import Any
@@ -108,8 +107,12 @@ _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s39
 _SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "riscv64": 237, "ppc64le": 261, "s390x": 269, "armv7l": 321}
 
 _libc = ctypes.PyDLL(None, use_errno=True)
-_long, _int, _uint, _ulong = ctypes.c_long, ctypes.c_int, ctypes.c_uint, ctypes.c_ulong
-_text, _pointer, _size = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t
+# Arguments are passed in whole registers, of which the callee takes what it declares: one type does for all integers,
+# and each further type of ctypes costs a cold command as much as ten calls.
+_int = _uint = _long = _ulong = _size = ctypes.c_long
+_text, _pointer = ctypes.c_char_p, ctypes.c_void_p
+_words = _text
+"""A structure that the kernel only reads, packed by ``_packed``."""
 
 
 def _function(name: str, *argtypes: Any, restype: Any = ctypes.c_int) -> Any:
@@ -128,7 +131,7 @@ _prctl_name = _function("prctl", _int, _text, _ulong, _ulong, _ulong)
 _sethostname = _function("sethostname", _text, _size)
 _setdomainname = _function("setdomainname", _text, _size)
 _personality = _function("personality", _ulong)
-_capset = _function("capset", _pointer, _pointer)
+_capset = _function("capset", _words, _words)
 _fstatfs = _function("fstatfs", _int, _pointer)
 _pivot_root = _function("syscall", _long, _text, _text, restype=_long)
 _keyctl_text = _function("syscall", _long, _int, _text, restype=_long)
@@ -137,59 +140,26 @@ _move_mount = _function("syscall", _long, _int, _text, _int, _text, _uint, resty
 _fsopen = _function("syscall", _long, _text, _uint, restype=_long)
 _fsconfig = _function("syscall", _long, _int, _uint, _text, _text, _int, restype=_long)
 _fsmount = _function("syscall", _long, _int, _uint, _uint, restype=_long)
-_mount_setattr = _function("syscall", _long, _int, _text, _uint, _pointer, _size, restype=_long)
-_openat2 = _function("syscall", _long, _int, _text, _pointer, _size, restype=_long)
-_clone3 = _function("syscall", _long, _pointer, _size, restype=_long)
+_mount_setattr = _function("syscall", _long, _int, _text, _uint, _words, _size, restype=_long)
+_openat2 = _function("syscall", _long, _int, _text, _words, _size, restype=_long)
+_clone3 = _function("syscall", _long, _words, _size, restype=_long)
 _close_range = _function("syscall", _long, _uint, _uint, _uint, restype=_long)
 _pidfd_getfd = _function("syscall", _long, _int, _int, _uint, restype=_long)
-_sched_setattr = _function("syscall", _long, _int, _pointer, _uint, restype=_long)
+_sched_setattr = _function("syscall", _long, _int, _words, _uint, restype=_long)
 _ioprio_set = _function("syscall", _long, _int, _int, _int, restype=_long)
-_set_mempolicy = _function("syscall", _long, _int, _pointer, _ulong, restype=_long)
+_set_mempolicy = _function("syscall", _long, _int, _words, _ulong, restype=_long)
 _mmap = _function("mmap", _pointer, _size, _int, _int, _int, _long, restype=_long)
 _mprotect = _function("mprotect", _pointer, _size, _int)
 _mremap = _function("mremap", _pointer, _size, _size, _int, _pointer, restype=_long)
 _memmove = _function("memmove", _pointer, _pointer, _size, restype=_pointer)
 _sbrk = _function("sbrk", _long, restype=_long)
-_prctl_map = _function("prctl", _int, _ulong, _pointer, _ulong, _ulong)
+_prctl_map = _function("prctl", _int, _ulong, _words, _ulong, _ulong)
 
 
-class _CloneArgs(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"),
-            *("set_tid", "set_tid_size", "cgroup"),
-        )
-    )
-
-
-class _MountAttr(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd"))
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
-
-
-class _SchedAttr(ctypes.Structure):
-    """``struct sched_attr`` in its second version, with the utilization clamps."""
-
-    _fields_ = (
-        ("size", ctypes.c_uint32),
-        ("policy", ctypes.c_uint32),
-        ("flags", ctypes.c_uint64),
-        ("nice", ctypes.c_int32),
-        ("priority", ctypes.c_uint32),
-        ("runtime", ctypes.c_uint64),
-        ("deadline", ctypes.c_uint64),
-        ("period", ctypes.c_uint64),
-        ("util_min", ctypes.c_uint32),
-        ("util_max", ctypes.c_uint32),
-    )
-
-
-class _CapHeader(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+def _packed(*values: int, size: int = 8) -> bytes:
+    """Numbers of ``size`` bytes each, one after the other, as C lays them out; negative ones are two's complements."""
+    every = (1 << size * 8) - 1
+    return b"".join([(value & every).to_bytes(size, sys.byteorder) for value in values])
 
 
 def _failed(subject: str) -> OSError:
@@ -209,13 +179,12 @@ def clone(flags: int, cgroup: int | None = None) -> tuple[int, int]:
     Python's fork hooks do not run: the child may only prepare itself and then ``execve`` or ``os._exit``.
     """
     pidfd = ctypes.c_int(-1)
-    arguments = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=17)
-    if flags & CLONE_PARENT:
-        arguments.exit_signal = 0  # the kernel takes the signal of the calling process and refuses another
-    if cgroup is not None:
-        arguments.flags |= CLONE_INTO_CGROUP
-        arguments.cgroup = cgroup
-    pid = _clone3(_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
+    # The kernel takes the signal of the calling process for a sibling and refuses another.
+    end = 0 if flags & CLONE_PARENT else 17
+    flags |= CLONE_PIDFD | (CLONE_INTO_CGROUP if cgroup is not None else 0)
+    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack and its size, tls, set_tid and its size
+    arguments = _packed(flags, ctypes.addressof(pidfd), 0, 0, end, 0, 0, 0, 0, 0, cgroup or 0)
+    pid = _clone3(_CLONE3, arguments, len(arguments))
     if pid < 0:
         raise _failed("clone3")
     return int(pid), pidfd.value if pid else -1
@@ -295,17 +264,17 @@ def mount_setattr(
     fd: int, *, set_: int = 0, clear: int = 0, propagation: int = 0, userns: int = 0, recursive: bool = False
 ) -> None:
     """Change attributes of the mount ``fd``."""
-    attributes = _MountAttr(attr_set=set_, attr_clr=clear, propagation=propagation, userns_fd=userns)
+    attributes = _packed(set_, clear, propagation, userns)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    if _mount_setattr(_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attributes), ctypes.sizeof(attributes)) < 0:
+    if _mount_setattr(_MOUNT_SETATTR, fd, b"", flags, attributes, len(attributes)) < 0:
         raise _failed("mount_setattr")
 
 
 def openat2(fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2); retries the EAGAIN that a rename race elsewhere on the system can cause."""
-    how = _OpenHow(flags=flags | _O_CLOEXEC, mode=mode, resolve=resolve)
+    how = _packed(flags | _O_CLOEXEC, mode, resolve)
     for _ in range(64):
-        result = _openat2(_OPENAT2, fd, _path(path), ctypes.byref(how), ctypes.sizeof(how))
+        result = _openat2(_OPENAT2, fd, _path(path), how, len(how))
         if result >= 0:
             return int(result)
         if ctypes.get_errno() != 11:
@@ -354,20 +323,17 @@ def personality(persona: int) -> None:
 
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set the capability masks of this process."""
-    header = _CapHeader(version=_CAPABILITY_VERSION_3, pid=0)
-    low = 0xFFFFFFFF
-    words = (effective & low, permitted & low, inheritable & low, effective >> 32, permitted >> 32, inheritable >> 32)
-    data = (ctypes.c_uint32 * 6)(*words)
-    if _capset(ctypes.byref(header), ctypes.byref(data)) < 0:
+    words = (effective, permitted, inheritable, effective >> 32, permitted >> 32, inheritable >> 32)
+    if _capset(_packed(_CAPABILITY_VERSION_3, 0, size=4), _packed(*words, size=4)) < 0:
         raise _failed("capset")
 
 
 def sched_setattr(policy: int, flags: int, nice: int, priority: int, times: tuple[int, int, int]) -> None:
     """Scheduling of this process; ``times`` are runtime, deadline and period in nanoseconds (sched_setattr(2))."""
-    attributes = _SchedAttr(policy=policy, flags=flags, nice=nice, priority=priority)
-    attributes.runtime, attributes.deadline, attributes.period = times
-    attributes.size = ctypes.sizeof(attributes)
-    if _sched_setattr(_number(_SCHED_SETATTR, "sched_setattr"), 0, ctypes.byref(attributes), 0) < 0:
+    # struct sched_attr in its second version: the utilization clamps at the end are left 0
+    tail = _packed(flags) + _packed(nice, priority, size=4) + _packed(*times) + _packed(0, 0, size=4)
+    attributes = _packed(len(tail) + 8, policy, size=4) + tail
+    if _sched_setattr(_number(_SCHED_SETATTR, "sched_setattr"), 0, attributes, 0) < 0:
         raise _failed("sched_setattr")
 
 
@@ -380,7 +346,7 @@ def ioprio_set(which: int, who: int, priority: int) -> None:
 def set_mempolicy(mode: int, nodes: int) -> None:
     """NUMA policy of this process and what it executes; ``nodes`` is a bit mask (set_mempolicy(2))."""
     words = max(1, (nodes.bit_length() + 63) // 64)
-    mask = ctypes.create_string_buffer(nodes.to_bytes(words * 8, "little"), words * 8) if nodes else None
+    mask = nodes.to_bytes(words * 8, "little") if nodes else None
     # The kernel takes one bit less than it is told (get_nodes in mm/mempolicy.c).
     if _set_mempolicy(_number(_SET_MEMPOLICY, "set_mempolicy"), mode, mask, words * 64 + 1 if nodes else 0) < 0:
         raise _failed("set_mempolicy")
@@ -400,8 +366,7 @@ def make_anonymous(start: int, length: int, protection: int) -> None:
 
 def overwrite(address: int, data: bytes) -> None:
     """Put ``data`` into this process's own memory."""
-    source = ctypes.create_string_buffer(data, len(data) + 1)
-    _memmove(address, ctypes.addressof(source), len(data))
+    _memmove(address, data, len(data))
 
 
 def set_executable(fd: int, fields: list[int]) -> None:
@@ -411,10 +376,10 @@ def set_executable(fd: int, fields: list[int]) -> None:
     """
     start_code, end_code, stack = fields[25:28]
     start_data, end_data, heap, *strings = fields[44:51]
-    data = (ctypes.c_uint64 * 13)(start_code, end_code, start_data, end_data, heap, 0, stack, *strings)
-    data[12] = fd << 32 if sys.byteorder == "little" else fd  # beside the length of an auxiliary vector: none
-    data[5] = _sbrk(0)
-    if _prctl_map(_PR_SET_MM, _PR_SET_MM_MAP, data, ctypes.sizeof(data), 0) < 0:
+    file = fd << 32 if sys.byteorder == "little" else fd  # beside the length of an auxiliary vector: none
+    before, after = _packed(start_code, end_code, start_data, end_data, heap), _packed(stack, *strings, 0, file)
+    data = before + _packed(_sbrk(0)) + after  # the end of the heap as it is now: last
+    if _prctl_map(_PR_SET_MM, _PR_SET_MM_MAP, data, len(data), 0) < 0:
         raise _failed("/proc/self/exe")
 
 
@@ -438,7 +403,7 @@ def filesystem_type(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)
     if _fstatfs(fd, buffer) < 0:
         raise _failed("fstatfs")
-    return int.from_bytes(buffer.raw[: ctypes.sizeof(_long)], "little") & 0xFFFFFFFF
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little") & 0xFFFFFFFF
 
 
 def join_session_keyring(name: str) -> None:

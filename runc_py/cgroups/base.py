@@ -10,12 +10,11 @@ Life cycle: ``create`` → ``apply(pid)`` or, from inside the process itself, ``
 from __future__ import annotations
 
 import errno
-import os
 import time
 from abc import ABC, abstractmethod
 
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, NamedTuple, read_file
+from runc_py.light import TYPE_CHECKING, NamedTuple, os, read_file
 
 if TYPE_CHECKING:
     from typing import Any

@@ -7,12 +7,11 @@ s o g v``, arrays, structs and dictionaries. Source: the D-Bus specification, ch
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, NamedTuple
+from runc_py.light import TYPE_CHECKING, NamedTuple, os
 
 if TYPE_CHECKING:
     from typing import Any

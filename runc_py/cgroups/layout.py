@@ -6,10 +6,8 @@ names of directories. Sources: proc_pid_mountinfo(5), cgroups(7), runc's treatme
 
 from __future__ import annotations
 
-import os
-
 from runc_py.cgroups.base import CgroupError
-from runc_py.light import TYPE_CHECKING, NamedTuple, read_file
+from runc_py.light import TYPE_CHECKING, NamedTuple, os, read_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

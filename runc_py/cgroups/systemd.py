@@ -9,14 +9,13 @@ silent fall-back to cgroupfs. Sources: systemd's ``org.freedesktop.systemd1(5)``
 
 from __future__ import annotations
 
-import os
 import re
 
 from runc_py.cgroups import layout
 from runc_py.cgroups.base import CgroupError, CgroupManager, ContainerMounts, read
 from runc_py.cgroups.dbus import BusError, Connection, Variant
 from runc_py.cgroups.limits import memory_and_swap, number, section, shares_of
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     from typing import Any

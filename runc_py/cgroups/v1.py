@@ -7,7 +7,6 @@ Sources: kernel ``Documentation/admin-guide/cgroup-v1``, runtime-spec ``config-l
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from runc_py.cgroups.base import (
@@ -25,7 +24,7 @@ from runc_py.cgroups.base import (
     signal_all,
     write,
 )
-from runc_py.light import TYPE_CHECKING, signal
+from runc_py.light import TYPE_CHECKING, os, signal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,12 +6,10 @@ Sources: kernel ``Documentation/admin-guide/cgroup-v1``, runtime-spec ``config-l
 
 from __future__ import annotations
 
-import os
-
 from runc_py.cgroups.base import CgroupError, in_user_namespace, read, write
 from runc_py.cgroups.devices import legacy_orders, play
 from runc_py.cgroups.limits import Section, device_number, memory_and_swap, number, shares_of
-from runc_py.light import TYPE_CHECKING, NamedTuple
+from runc_py.light import TYPE_CHECKING, NamedTuple, os
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

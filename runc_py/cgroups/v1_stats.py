@@ -5,10 +5,8 @@ Rule: a controller that is not mounted, and a file this kernel does not have, le
 
 from __future__ import annotations
 
-import os
-
 from runc_py.cgroups.base import read
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

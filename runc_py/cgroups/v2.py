@@ -7,7 +7,6 @@ that needed it. Source: kernel ``Documentation/admin-guide/cgroup-v2.rst``.
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from runc_py.cgroups import layout
@@ -28,7 +27,7 @@ from runc_py.cgroups.base import (
 )
 from runc_py.cgroups.v2_limits import apply_limits
 from runc_py.cgroups.v2_stats import gather
-from runc_py.light import TYPE_CHECKING, signal
+from runc_py.light import TYPE_CHECKING, os, signal
 
 if TYPE_CHECKING:
     from typing import Any

@@ -8,12 +8,11 @@ Sources: kernel ``cgroup-v2.rst``, runtime-spec ``config-linux.md``.
 from __future__ import annotations
 
 import math
-import os
 
 from runc_py.cgroups.base import CgroupError, in_user_namespace, read, write
 from runc_py.cgroups.devices import play
 from runc_py.cgroups.limits import Section, device_number, memory_and_swap, number, section, shares_of
-from runc_py.light import TYPE_CHECKING
+from runc_py.light import TYPE_CHECKING, os
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runc_py import documents, light
+from runc_py import documents, light, small_os, small_path
 from runc_py.options import REMAINDER, Parser, _Unclear
 
 LINES = (
@@ -125,8 +125,47 @@ def test_records_are_named_tuples() -> None:
         Point(1).x = 2  # type: ignore[misc] # on purpose
 
 
+_parts = st.lists(st.sampled_from(["", ".", "..", "a", "bc", "d.e", "/", "//", "\udce9"]), max_size=6)
+
+
+@given(_parts, _parts)
+def test_paths_are_posixpaths(first: list[str], second: list[str]) -> None:
+    one, two = "/".join(first), "/".join(second)
+    for path in (one, two, "/" + one, "//" + two):
+        for name in ("normpath", "abspath", "split", "dirname", "basename"):
+            assert getattr(small_path, name)(path) == getattr(os.path, name)(path), name
+    assert small_path.join(one, two, "x") == os.path.join(one, two, "x")
+    assert small_os.fsencode(one) == os.fsencode(one) and small_os.fsdecode(os.fsencode(one)) == one
+
+
+def test_files_look_the_same(tmp_path: Path) -> None:
+    small_os.makedirs(str(tmp_path / "a/b/c"), 0o700)
+    small_os.makedirs(str(tmp_path / "a/b/c/"), exist_ok=True)
+    with pytest.raises(FileExistsError):
+        small_os.makedirs(str(tmp_path / "a/b/c"))
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("a/../file")
+    (tmp_path / "up").symlink_to("a/b")
+    (tmp_path / "nowhere").symlink_to("missing/../there")
+    (tmp_path / "round").symlink_to("round")
+    for name in ("a", "file", "link", "up", "up/..", "up/../b/c/", "nowhere", "round", "missing", "file/x", "\0"):
+        path = str(tmp_path / name)
+        for question in ("exists", "isdir", "islink", "lexists", "realpath"):
+            try:
+                expected = getattr(os.path, question)(path)
+            except ValueError:
+                continue
+            assert getattr(small_path, question)(path) == expected, (question, name)
+
+
+def test_what_is_not_here_is_the_librarys_own() -> None:
+    assert small_os.walk is os.walk and small_path.commonpath is os.path.commonpath
+    code = "from runc_py import small_os; import os; assert small_os.environ == dict(os.environ)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], check=True)
+
+
 HEAVY = {"argparse", "collections", "contextlib", "dataclasses", "enum", "functools", "json", "re", "signal", "site"}
-HEAVY |= {"socket", "subprocess", "typing", "ctypes", "struct"}
+HEAVY |= {"socket", "subprocess", "typing", "ctypes", "struct", "os", "posixpath", "stat", "collections.abc"}
 
 
 def test_a_hot_command_imports_nothing_heavy() -> None:
