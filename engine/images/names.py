@@ -8,7 +8,7 @@ from __future__ import annotations
 from engine.images.catalog import Catalog
 from engine.images.containerd import Containerd
 from engine.images.records import Record, dangling_name
-from oci.errors import GantryError, InvalidArgument, NotFound
+from oci.errors import DataLoss, InvalidArgument, NotFound
 from oci.image import Descriptor
 from oci.reference import OFFICIAL_PREFIX, Reference
 
@@ -30,8 +30,14 @@ class Names:
     async def assign(self, reference: Reference, target: Descriptor) -> None:
         """Point ``reference`` at ``target``; an image that loses its last name by that becomes dangling."""
         before = await self.current(reference)
+        left = before.target if before is not None and before.target.digest != target.digest else None
+        if left is not None:
+            # First, or a collection between the two would find the image without any name.
+            await self._containerd.put(dangling_name(left.digest), left)
         await self._containerd.put(str(reference), target)
-        await self.settle(before, target)
+        await self._containerd.remove(dangling_name(target.digest))
+        if left is not None:
+            await self._release(left)
 
     async def current(self, reference: Reference) -> Record | None:
         """What ``reference`` points at now."""
@@ -46,17 +52,23 @@ class Names:
         if before is not None and before.target.digest != target.digest:
             await self.keep(before.target)
 
-    async def keep(self, target: Descriptor) -> bool:
-        """Make ``target`` dangling unless a name leads to its image; whether it was done."""
+    async def keep(self, target: Descriptor) -> None:
+        """Make ``target`` dangling unless a name leads to its image."""
+        await self._containerd.put(dangling_name(target.digest), target)
+        await self._release(target)
+
+    async def _release(self, target: Descriptor) -> None:
+        """Take the name of a dangling image from ``target`` when its image has another, or is none."""
+        held = dangling_name(target.digest)
         try:
             image_id = (await self._catalog.decode(target)).id
-        except GantryError:
-            return False
-        if await self.any_of(image_id):
-            return False
-        await self._containerd.put(dangling_name(target.digest), target)
-        return True
+            needed = not await self.any_of(image_id, but=held)
+        except (NotFound, DataLoss, InvalidArgument):
+            needed = False
+        if not needed:
+            await self._containerd.remove(held)
 
-    async def any_of(self, image_id: str) -> bool:
-        """Whether some name leads to this image."""
-        return any(image.id == image_id for image in await self._catalog.all())
+    async def any_of(self, image_id: str, *, but: str = "") -> bool:
+        """Whether some name leads to this image; the one called ``but`` does not count."""
+        found = [image.records for image in await self._catalog.all() if image.id == image_id]
+        return any(record.name != but for records in found for record in records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+import msgspec
 import pytest
 
 from engine.images.catalog import Catalog
@@ -13,7 +14,7 @@ from engine.images.names import Names, check_name
 from engine.images.removal import Remover
 from oci import reference as references
 from oci.errors import FailedPrecondition, InvalidArgument
-from oci.image import Platform
+from oci.image import Descriptor, Manifest, Platform
 from tests.support.images import MemoryContainerd
 
 BUSYBOX = "docker.io/library/busybox"
@@ -23,8 +24,8 @@ CONTAINER = "c" * 64
 class House:
     """A store, its remover, and containers that use images."""
 
-    def __init__(self) -> None:
-        self.store = MemoryContainerd()
+    def __init__(self, store: MemoryContainerd | None = None) -> None:
+        self.store = store or MemoryContainerd()
         self.users: dict[str, list[tuple[str, bool]]] = {}
         self.told: list[str] = []
         containerd = cast(Containerd, self.store)
@@ -143,6 +144,37 @@ def test_a_name_that_moves_leaves_its_image_dangling_and_comes_back() -> None:
     assert asyncio.run(house.catalog.find(first)).dangling
     asyncio.run(house.names.assign(name, old))
     assert dangling not in house.store.records
+
+
+class Collected(MemoryContainerd):
+    """A store that is collected after each change of a name."""
+
+    async def put(self, name: str, target: Descriptor, labels: dict[str, str] | None = None) -> None:
+        await super().put(name, target, labels)
+        self._collect()
+
+    async def remove(self, name: str, *, sync: bool = False) -> None:
+        await super().remove(name, sync=sync)
+        self._collect()
+
+    def _collect(self) -> None:
+        manifests = {record.target.digest for record in self.records.values()}
+        found = [msgspec.json.decode(self.blobs[digest], type=Manifest) for digest in manifests]
+        kept = manifests | {blob.digest for one in found for blob in (one.config, *one.layers)}
+        self.blobs = {digest: data for digest, data in self.blobs.items() if digest in kept}
+
+
+def test_a_collection_while_a_name_moves_spares_the_image_it_leaves() -> None:
+    house = House(Collected())
+    first = house.store.image(f"{BUSYBOX}:1", layers=("a",))
+    second = house.store.image(f"{BUSYBOX}:2", layers=("b",))
+    old, new = (house.store.records[f"{BUSYBOX}:{n}"].target for n in (1, 2))
+    asyncio.run(house.names.assign(references.parse("busybox:1"), new))
+    assert asyncio.run(house.catalog.find(first)).dangling
+    assert set(house.store.records) == {f"{BUSYBOX}:1", f"{BUSYBOX}:2", f"moby-dangling@{old.digest}"}
+    asyncio.run(house.names.assign(references.parse("busybox:2"), old))
+    assert set(house.store.records) == {f"{BUSYBOX}:1", f"{BUSYBOX}:2"}, "both have a name"
+    assert not asyncio.run(house.catalog.find(second)).dangling
 
 
 def test_scratch_is_no_name() -> None:
