@@ -23,6 +23,7 @@ from containerd_py.metadata.images import Images
 from containerd_py.metadata.leases import Leases
 from containerd_py.metadata.namespaces import Namespaces
 from containerd_py.metadata.sandboxes import Sandboxes
+from containerd_py.mounts.manager import DIRECTORY, MountManager
 from containerd_py.registry.hosts import RegistryConfig
 from containerd_py.services.calls import Calls
 from containerd_py.services.containers import ContainersService
@@ -31,6 +32,7 @@ from containerd_py.services.diff import DiffService
 from containerd_py.services.images import ImagesService
 from containerd_py.services.introspection import IntrospectionService, plugins
 from containerd_py.services.leases import LeasesService
+from containerd_py.services.mounts import MountsService
 from containerd_py.services.namespaces import NamespacesService
 from containerd_py.services.sandboxes import SandboxStoreService
 from containerd_py.services.snapshots import SnapshotsService
@@ -54,6 +56,7 @@ SERVICES = (
     "images",
     "introspection",
     "leases",
+    "mounts",
     "namespaces",
     "sandbox-controllers",
     "sandboxes",
@@ -78,6 +81,7 @@ class Stores(NamedTuple):
     snapshotters: Mapping[str, DirectorySnapshotter]
     workers: LayerWorkers
     transfers: Transfers
+    mounts: MountManager
 
 
 def open_stores(settings: Settings, exchange: LocalExchange, stack: contextlib.AsyncExitStack) -> Stores:
@@ -102,7 +106,10 @@ def open_stores(settings: Settings, exchange: LocalExchange, stack: contextlib.A
         os.makedirs(directory, 0o700, exist_ok=True)
         workers = LayerWorkers(directory)
     stack.callback(workers.close)
-    collector.attach(content, snapshotters)
+    with _named("mount manager"):
+        mounts = MountManager(database, f"{settings.state}/{DIRECTORY}/t", (settings.root,))
+        mounts.load()
+    collector.attach(content, snapshotters, mounts)
     images, leases = Images(database, exchange, collector), Leases(database, collector)
     unpacker = Unpacker(content, snapshotters, workers, database)
     transfers = Transfers(
@@ -121,6 +128,7 @@ def open_stores(settings: Settings, exchange: LocalExchange, stack: contextlib.A
         snapshotters,
         workers,
         transfers,
+        mounts,
     )
 
 
@@ -142,6 +150,7 @@ def serve_stores(calls: Calls, stores: Stores, settings: Settings) -> None:
         SandboxStoreService(Sandboxes(database), database),
         StreamingService(streams),
         TransferService(stores.transfers, streams),
+        MountsService(stores.mounts, database),
     )
 
 

@@ -48,6 +48,12 @@ class ContentFiles(Protocol):
     def cleanup(self) -> int: ...
 
 
+class Mounted(Protocol):
+    """What collection asks of the mount manager."""
+
+    def cleanup(self) -> None: ...
+
+
 class Report(NamedTuple):
     """What one collection removed, in rows, and how long it took."""
 
@@ -65,6 +71,7 @@ class GarbageCollector:
         self._exchange = exchange
         self._content: ContentFiles | None = None
         self._snapshotters: Mapping[str, Snapshotter] = {}
+        self._mounts: Mounted | None = None
         self._loop = asyncio.get_running_loop()
         self._thread = ThreadPoolExecutor(1, "gc")
         self._timer: asyncio.TimerHandle | None = None
@@ -73,8 +80,11 @@ class GarbageCollector:
         self._closed = False
         self.last: Report | None = None
 
-    def attach(self, content: ContentFiles, snapshotters: Mapping[str, Snapshotter]) -> None:
+    def attach(
+        self, content: ContentFiles, snapshotters: Mapping[str, Snapshotter], mounts: Mounted | None = None
+    ) -> None:
         """Whose files go with the rows."""
+        self._mounts = mounts
         self._content = content
         self._snapshotters = snapshotters
 
@@ -201,6 +211,8 @@ class GarbageCollector:
             tell(namespace, "/images/delete", images_pb2.ImageDelete(name=name))
         for row in batch.ingests:
             tx.execute("DELETE FROM ingests WHERE namespace = ? AND ref = ?", row)
+        for row in batch.mounts:
+            tx.execute("UPDATE mounts SET state = 2 WHERE namespace = ? AND name = ? AND state = 1", row)
         for row in batch.leases:
             tx.execute("DELETE FROM leases WHERE namespace = ? AND id = ?", row)
 
@@ -209,6 +221,8 @@ class GarbageCollector:
         assert self._content is not None
         content = self._content
         work: list[Callable[[], object]] = [lambda: content.remove_files([digest for _, digest in gone.content])]
+        if self._mounts is not None:
+            work.insert(0, self._mounts.cleanup)  # also what was busy the last time
         if gone.ingests:
             work.append(content.sweep_ingests)
         names = {snapshotter for _, snapshotter, _, _ in gone.snapshots}

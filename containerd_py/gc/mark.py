@@ -3,7 +3,7 @@
 Rule: a pure function of the tables at one moment. An object is alive when it is a root or a live object refers to it.
 
 Nodes are ``(namespace, type, key)``; types are those of leases' resources (``content``, ``ingests``, ``images``,
-``snapshots/<snapshotter>``) and ``containers``. References stay within a namespace.
+``mounts``, ``snapshots/<snapshotter>``) and ``containers``. References stay within a namespace.
 
 * Roots: leases that have not expired (all they hold), images and containers, objects labelled ``gc.root``, ingests that
   have not expired, and ``held`` (ingests with a writer). Images with a ``gc.expire`` in the past are none.
@@ -27,10 +27,11 @@ CONTENT = "content"
 INGESTS = "ingests"
 IMAGES = "images"
 CONTAINERS = "containers"
+MOUNTS = "mounts"
 _PREFIX = "containerd.io/gc."
 _REFERENCE = _PREFIX + "ref."
 _BACK_REFERENCE = _PREFIX + "bref."
-_KINDS = {"content": CONTENT, "image": IMAGES, "container": CONTAINERS}
+_KINDS = {"content": CONTENT, "image": IMAGES, "container": CONTAINERS, "mount": MOUNTS}
 
 
 Row = tuple[Any, ...]
@@ -49,10 +50,12 @@ class Dead(NamedTuple):
     """(namespace, name)"""
     leases: list[Row]
     """(namespace, id)"""
+    mounts: list[Row]
+    """(namespace, name)"""
 
     @classmethod
     def none(cls) -> Dead:
-        return cls([], [], [], [], [])
+        return cls([], [], [], [], [], [])
 
     def add(self, other: Dead) -> None:
         for rows, more in zip(self, other, strict=True):
@@ -142,6 +145,8 @@ def mark(connection: sqlite3.Connection, now: int, held: Iterable[tuple[str, str
             graph.roots.add((namespace, INGESTS, ref))
     for namespace, digest, packed in read("SELECT namespace, digest, labels FROM content WHERE labels <> '{}'"):
         graph.label((namespace, CONTENT, digest), unpack_labels(packed))
+    for namespace, name, packed in read("SELECT namespace, name, labels FROM mounts WHERE labels <> '{}'"):
+        graph.label((namespace, MOUNTS, name), unpack_labels(packed))
     _read_snapshots(graph, connection)
     _sort_out(dead, graph.alive(), connection)
     return dead, graph.next_expiry
@@ -190,6 +195,8 @@ def _sort_out(dead: Dead, alive: set[Node], connection: sqlite3.Connection) -> N
     dead.content.extend(unreached("content", "digest", CONTENT))
     dead.ingests.extend(unreached("ingests", "ref", INGESTS))
     dead.images.extend(unreached("images", "name", IMAGES))
+    # Those that are being made, or are garbage already, are the manager's business.
+    dead.mounts.extend(unreached("(SELECT namespace, name FROM mounts WHERE state = 1)", "name", MOUNTS))
     # A flat lease may hold a snapshot and not its parents: those stay, as no snapshot can live without them.
     kept: set[int] = set()
     rows = connection.execute("SELECT id, snapshotter, namespace, key, parent FROM snapshots ORDER BY id").fetchall()

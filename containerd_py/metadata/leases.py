@@ -94,5 +94,5 @@ def _check(resource: Resource) -> None:
         raise errors.InvalidArgument(f"resource of type {resource.type!r}: the id must not be empty")
     if kind == "snapshots" and name:
         return
-    if resource.type not in {"content", "ingests", "images"}:
+    if resource.type not in {"content", "ingests", "images", "mounts"}:
         raise errors.Unimplemented(f"resource {resource.id!r}: type {resource.type!r} cannot be leased")

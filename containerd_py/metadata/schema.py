@@ -15,8 +15,10 @@ another boot they are worth nothing.
 
 ``content``: one row for each namespace that has the blob; the file goes with the last row. ``ingests``: ``expires`` is
 0 for never. ``containers``: ``data`` is the whole ``containers_pb2.Container``; the columns beside it are what garbage
-collection and filters need. ``sandboxes``: ``data`` is the whole ``types_pb2.Sandbox``. ``lease_resources``: ``type``
-is ``content``, ``ingests``, ``images`` or ``snapshots/<snapshotter>``, ``id`` is digest, ref, name or key.
+collection and filters need. ``sandboxes``: ``data`` is the whole ``types_pb2.Sandbox``. ``mounts``: ``id`` names the
+directory of its mount points and is never used twice, ``state`` is one of ``mounts.manager``'s, ``data`` is the whole
+``types_pb2.ActivationInfo`` once there is one. ``lease_resources``: ``type`` is ``content``, ``ingests``, ``images``,
+``mounts`` or ``snapshots/<snapshotter>``, ``id`` is digest, ref, name or key.
 """
 
 from __future__ import annotations
@@ -117,6 +119,19 @@ MIGRATIONS = (
         id TEXT NOT NULL,
         data BLOB NOT NULL,
         PRIMARY KEY (namespace, id)
+    );
+    """,
+    """
+    CREATE TABLE mounts (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        namespace TEXT NOT NULL,
+        name TEXT NOT NULL,
+        labels TEXT NOT NULL DEFAULT '{}',
+        state INTEGER NOT NULL,
+        data BLOB NOT NULL,
+        created_at INTEGER NOT NULL,
+        updated_at INTEGER NOT NULL,
+        UNIQUE (namespace, name)
     );
     """,
 )

@@ -1,6 +1,6 @@
 """Which methods of containerd's API are served: the page ``docs/containerd-api.md``.
 
-Rule: what the page says works is what the servicers have; only what containerd has besides is listed here by hand.
+Rule: what the page says works is what the servicers have; only remarks are written here by hand.
 """
 
 from __future__ import annotations
@@ -9,14 +9,6 @@ import sys
 
 from containerd_py import server  # every servicer is known once the daemon's module is
 from containerd_py.metrics.rpcs import RPCS
-
-MISSING: dict[str, tuple[str, str]] = {
-    "containerd.services.mounts.v1.Mounts": (
-        "Activate, Deactivate, Info, List, Update",
-        "the mount manager of containerd 2.2: clients mount by themselves what a snapshotter says",
-    ),
-}
-"""Services of containerd's main branch that answer UNIMPLEMENTED, and why."""
 
 LIMITS: dict[tuple[str, str], str] = {
     (
@@ -27,6 +19,11 @@ LIMITS: dict[tuple[str, str], str] = {
         "containerd.services.tasks.v1.Tasks",
         "Checkpoint",
     ): "works where criu does; into the content store or a directory",
+    (
+        "containerd.services.mounts.v1.Mounts",
+        "Activate",
+    ): "works: `format`, `mkdir`, `mkfs`, `loop`; asked for by the client, not done by itself for tasks",
+    ("containerd.services.mounts.v1.Mounts", "Update"): "works: labels (containerd's answers UNIMPLEMENTED)",
     ("containerd.services.tasks.v1.Tasks", "Create"): "works; of a checkpoint where criu does, without a terminal",
     ("containerd.services.tasks.v1.Tasks", "Metrics"): "works; filters: `id==ID`",
     ("containerd.services.transfer.v1.Transfer", "Transfer"): "works: pull, push, tag, import, export",
@@ -38,8 +35,8 @@ HEAD = """# containerd's API
 Made from the servicers by `python -m containerd_py.services.compatibility`; a test keeps it current.
 
 `containerd-py` serves these methods of containerd's gRPC API (services of version 1) on its socket, and on TCP where
-`--tcp-address` says so. A method without a remark works in full. Errors have containerd's status codes; what is not
-served answers UNIMPLEMENTED.
+`--tcp-address` says so: all that containerd 2.2 has. A method without a remark works in full. Errors have containerd's
+status codes.
 """
 
 
@@ -57,8 +54,6 @@ def page() -> str:
     for service, names in services().items():
         rows = "\n".join(f"| {name} | {LIMITS.get((service, name), 'works')} |" for name in names)
         parts.append(f"## {service}\n\n| method | |\n|---|---|\n{rows}\n")
-    rows = "\n".join(f"| {service} | {names} | {why} |" for service, (names, why) in MISSING.items())
-    parts.append(f"## What is not served\n\n| service | methods | |\n|---|---|---|\n{rows}\n")
     return "\n".join(parts)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from protos.containerd.images_pb2_grpc import ImagesServicer
     from protos.containerd.introspection_pb2_grpc import IntrospectionServicer
     from protos.containerd.leases_pb2_grpc import LeasesServicer
+    from protos.containerd.mounts_pb2_grpc import MountsServicer
     from protos.containerd.namespaces_pb2_grpc import NamespacesServicer
     from protos.containerd.sandbox_pb2_grpc import ControllerServicer, StoreServicer
     from protos.containerd.snapshots_pb2_grpc import SnapshotsServicer
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 else:
     ContainersServicer = ContentServicer = ControllerServicer = DiffServicer = EventsServicer = object
     ImagesServicer = object
-    IntrospectionServicer = LeasesServicer = NamespacesServicer = StoreServicer = SnapshotsServicer = object
+    IntrospectionServicer = LeasesServicer = MountsServicer = NamespacesServicer = StoreServicer = SnapshotsServicer = (
+        object
+    )
     StreamingServicer = TasksServicer = TransferServicer = VersionServicer = object
 
 SERVICE = "_served_service"
@@ -46,6 +49,7 @@ __all__ = [
     "ImagesServicer",
     "IntrospectionServicer",
     "LeasesServicer",
+    "MountsServicer",
     "NamespacesServicer",
     "Rpc",
     "SnapshotsServicer",

@@ -12,13 +12,14 @@ from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protos import shim_messages, ttrpc
+from protos import sandbox_messages, shim_messages, ttrpc
 from protos.containerd import (
     bootstrap_pb2,
     event_types_pb2,
     rpc_status_pb2,
     runc_options_pb2,
     shim_events_pb2,
+    shim_sandbox_pb2,
     shim_v2_pb2,
     shim_v3_pb2,
     types_pb2,
@@ -27,11 +28,18 @@ from protos.wire import Field, Message, WireError
 
 MODULES = (
     any_pb2, bootstrap_pb2, empty_pb2, event_types_pb2, rpc_status_pb2, runc_options_pb2,
-    shim_events_pb2, shim_v2_pb2, shim_v3_pb2, timestamp_pb2, types_pb2,
+    shim_events_pb2, shim_sandbox_pb2, shim_v2_pb2, shim_v3_pb2, timestamp_pb2, types_pb2,
 )  # fmt: skip
 
 TABLES: dict[str, Message] = {
-    table.name: table for table in [*vars(shim_messages).values(), ttrpc.STATUS] if isinstance(table, Message)
+    table.name: table
+    for table in [
+        *vars(shim_messages).values(),
+        *vars(sandbox_messages).values(),
+        *(table for method in sandbox_messages.SANDBOX_METHODS.values() for table in method),
+        ttrpc.STATUS,
+    ]
+    if isinstance(table, Message)
 }
 
 _F = descriptor.FieldDescriptor

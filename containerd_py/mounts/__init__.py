@@ -1,0 +1,1 @@
+"""File systems that the daemon mounts for its clients (containerd's mount manager)."""
