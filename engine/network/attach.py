@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.network import planning
+from engine.network import following, planning
 from engine.network.model import Endpoint, Network, Sandbox
 from oci.errors import Internal, NotFound, PermissionDenied
 
@@ -90,7 +90,7 @@ async def _plug(service: NetworkService, sandbox: Sandbox, network: Network, set
         if isinstance(error, OSError):
             raise Internal(f"cannot connect {sandbox.request.name} to {network.name}: {error.strerror}") from error
         raise
-    service.rewrite_files(sandbox, connected)
+    following.rewrite(service, sandbox, connected)
 
 
 async def _take_back(service: NetworkService, sandbox: Sandbox, endpoint: Endpoint, pin: str) -> None:
@@ -143,7 +143,7 @@ async def settle(service: NetworkService, sandbox: Sandbox) -> None:
     planning.drop(service.registry, service.ports, gone)
     left = msgspec.structs.replace(sandbox, endpoints=tuple(e for e in sandbox.endpoints if e not in gone))
     service.keep(left)
-    service.rewrite_files(sandbox, left)
+    following.rewrite(service, sandbox, left)
     with contextlib.suppress(OSError):
         await _route(service, left)
 
@@ -161,7 +161,7 @@ async def _unplug(service: NetworkService, sandbox: Sandbox, endpoint: Endpoint)
     left = msgspec.structs.replace(sandbox, endpoints=tuple(e for e in sandbox.endpoints if e.id != endpoint.id))
     service.keep(left)
     await service.tell_names(left)
-    service.rewrite_files(sandbox, left)
+    following.rewrite(service, sandbox, left)
     await _route(service, left)
 
 

@@ -7,6 +7,7 @@ wrote are changed, what a user made of them stays.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -14,6 +15,11 @@ import msgspec
 from engine.network import names
 from engine.network.model import Sandbox
 from engine.network.names import Entries
+
+
+def digest(text: str) -> str:
+    """What tells a file that the engine wrote from one that was edited since."""
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _edit(path: str, change: Callable[[str], str]) -> None:
@@ -35,8 +41,22 @@ def _path(data_root: str, sandbox: Sandbox, name: str) -> str:
     return f"{data_root}/containers/{sandbox.request.container_id}/{name}"
 
 
-def rewrite(data_root: str, before: Sandbox, now: Sandbox, old_resolv: str, new_resolv: str) -> None:
-    """The lines of networks that came or went, and the resolv.conf where it is still the engine's."""
+def rewrite_resolv(data_root: str, sandbox: Sandbox, text: str) -> bool:
+    """Give a container this resolv.conf where its file is still as the engine wrote it; whether that was so."""
+    written = False
+
+    def change(old: str) -> str:
+        nonlocal written
+        written = digest(old) == sandbox.resolv
+        return text if written else old
+
+    if data_root:
+        _edit(_path(data_root, sandbox, "resolv.conf"), change)
+    return written
+
+
+def rewrite_hosts(data_root: str, container_id: str, before: Sandbox, now: Sandbox) -> None:
+    """The lines of networks that came or went, in the file of a container that has the sandbox or shares it."""
     if not data_root:
         return
     had, has = (
@@ -48,8 +68,7 @@ def rewrite(data_root: str, before: Sandbox, now: Sandbox, old_resolv: str, new_
         kept = [line for line in text.splitlines() if line not in had or line in has]
         return "\n".join([*kept, *(line for line in has if line not in kept)]) + "\n"
 
-    _edit(_path(data_root, now, "hosts"), hosts)
-    _edit(_path(data_root, now, "resolv.conf"), lambda text: new_resolv if text == old_resolv else text)
+    _edit(f"{data_root}/containers/{container_id}/hosts", hosts)
 
 
 def update_links(data_root: str, linked: Sandbox, sandboxes: Sequence[Sandbox]) -> None:

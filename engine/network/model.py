@@ -248,6 +248,8 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True):
     request: SandboxRequest
     endpoints: tuple[Endpoint, ...] = ()
     shared_with: str = ""
+    resolv: str = ""
+    """``hostfiles.digest`` of the resolv.conf that it was given."""
 
     def on(self, network_id: str) -> Endpoint | None:
         """Its endpoint on a network."""

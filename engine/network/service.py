@@ -20,10 +20,11 @@ import structlog
 
 from engine.events import EventBus
 from engine.interfaces import ContainerDirectory, NetworkTarget, SandboxFiles, SandboxRequest
-from engine.network import attach, creation, hostfiles, names, netns, planning, retiring, views
+from engine.network import attach, creation, files, following, hostfiles, names, netns, planning, retiring, views
 from engine.network.creation import CreateRequest, vlan_parent
 from engine.network.drivers import driver_of
 from engine.network.firewall import PortRule
+from engine.network.hostwatch import FileWatcher
 from engine.network.kernel import HostKernel, stray_pins
 from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
 from engine.network.nameserver import NameServer
@@ -83,6 +84,8 @@ class NetworkService:
         self._host_ready = False
         self._started = False
         self._watcher = TableWatcher(self.options.table, self._mend)
+        host_files = (files.RESOLV_CONF, files.SYSTEMD_RESOLV_CONF)
+        self._host_files = FileWatcher(host_files, lambda: following.follow_host(self))
 
     async def run(self, work: Callable[..., R], *arguments: Any) -> R:
         """Run blocking kernel work on the worker thread, in order."""
@@ -153,6 +156,8 @@ class NetworkService:
             [r for r in records if r is not None], wanted=any(n.names for n in self.registry.connecting())
         )
 
+        following.follow_host(self)
+        self._host_files.start()
         if self.options.firewall and self._host_ready:
             self._watcher.start()
 
@@ -252,6 +257,7 @@ class NetworkService:
     async def remove_host_state(self) -> None:
         """Leave nothing in the kernel: pins, interfaces, bridges, the firewall table. Records of networks stay."""
         self._watcher.stop()
+        self._host_files.stop()
         for container_id in list(self._sandboxes):
             await self.close_sandbox(container_id)
         for pin in stray_pins(self._pins, ()):
@@ -271,6 +277,7 @@ class NetworkService:
         await self.reaper.drain()
         self.retirement.stop()
         self._watcher.stop()
+        self._host_files.stop()
         self.nameserver.close()
         await self.run(self.kernel.close)
         self.ports.close()
@@ -285,6 +292,10 @@ class NetworkService:
     def sandbox(self, container_id: str) -> Sandbox | None:
         """What a connected container has."""
         return self._sandboxes.get(container_id)
+
+    def sandboxes(self) -> list[Sandbox]:
+        """What every connected container has."""
+        return list(self._sandboxes.values())
 
     def keep(self, sandbox: Sandbox) -> None:
         """Record a changed sandbox, before the kernel follows."""
@@ -351,6 +362,7 @@ class NetworkService:
             # A restarted container wants its own address back while its last interface may still be on its way out.
             await self.reaper.hurry(network.id, planning.fixed_addresses(config))
         sandbox = planning.make_sandbox(self.registry, self.ports, request, networks)
+        sandbox = following.with_resolv(self, sandbox)
         self.keep(sandbox)
         try:
             await both(self.tell_names(sandbox), self._attach(sandbox))
@@ -382,13 +394,6 @@ class NetworkService:
             await self.nameserver.drop(sandbox.request.container_id)
         if sandbox.on_default_bridge:
             hostfiles.update_links(self.options.data_root, sandbox, list(self._sandboxes.values()))
-
-    def rewrite_files(self, before: Sandbox, now: Sandbox) -> None:
-        """A running container was connected or disconnected: its hosts and resolv.conf follow."""
-        find, directory = self.registry.find, self.options.data_root
-        with contextlib.suppress(GantryError):
-            old, new = (names.resolv_conf(s, find, self.options) for s in (before, now))
-            hostfiles.rewrite(directory, before, now, old, new)
 
     def dns_record(self, sandbox: Sandbox) -> dict[str, Any] | None:
         """What the DNS server is to know of a container, if it uses it."""
@@ -483,7 +488,7 @@ class NetworkService:
         if sandbox.shared_with:
             other = self._sandboxes.get(sandbox.shared_with)
             return self._files(other) if other is not None else SandboxFiles("", "")
-        others = list(self._sandboxes.values())
+        others = self.sandboxes()
         return names.container_files(sandbox, others, self.registry.find, self._host_gateways(), self.options)
 
     def _host_gateways(self) -> Sequence[str]:

@@ -148,11 +148,14 @@ def test_running_containers_files_change_in_place_and_keep_edits(tmp_path: Path)
     now = msgspec.structs.replace(before, endpoints=(*before.endpoints, *sandbox(1, "blue", "172.18.0.2").endpoints))
     (place / "hosts").write_text(files.hosts([("172.17.0.2", "h1")]) + "9.9.9.9\tmine\n")
     (place / "resolv.conf").write_text("old\n")
+    before, now = (msgspec.structs.replace(one, resolv=hostfiles.digest("old\n")) for one in (before, now))
     inode = (place / "hosts").stat().st_ino
-    hostfiles.rewrite(str(tmp_path), before, now, "old\n", "new\n")
+    hostfiles.rewrite_hosts(str(tmp_path), f"{1:064x}", before, now)
+    assert hostfiles.rewrite_resolv(str(tmp_path), now, "new\n")
     assert (place / "hosts").read_text().splitlines()[-3:] == ["172.17.0.2\th1", "9.9.9.9\tmine", "172.18.0.2\th1"]
     assert (place / "resolv.conf").read_text() == "new\n"
-    hostfiles.rewrite(str(tmp_path), now, before, "something else\n", "old\n")
+    hostfiles.rewrite_hosts(str(tmp_path), f"{1:064x}", now, before)
+    assert not hostfiles.rewrite_resolv(str(tmp_path), now, "newer\n")
     assert (place / "hosts").read_text().splitlines()[-2:] == ["172.17.0.2\th1", "9.9.9.9\tmine"]
     assert (place / "resolv.conf").read_text() == "new\n", "a file that is not as we wrote it is the user's"
     assert (place / "hosts").stat().st_ino == inode, "it is bound into the container by inode"
