@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from engine.calls import Calls, Channel
+from engine.calls import RESTART_SECONDS, Calls, Channel
 from engine.stubs import LazyChannel, Metadata, Stub
 from oci import errors
 from oci.hostpaths import ENGINE_NAMESPACE
@@ -31,6 +31,7 @@ from protos.containerd import (
     streaming_pb2,
     tasks_pb2,
     transfer_pb2,
+    types_pb2,
     version_pb2,
 )
 from protos.ttrpc import LATER
@@ -123,6 +124,34 @@ class Backend:
                 hint="is containerd-py running? see its log",
             ) from None
         await self._calls.probe()
+
+    async def present(self, *, short: bool = False) -> None:
+        """Return once the supervisor answers: for streams, which gRPC would end at once while it is started again.
+
+        Raises ``Unavailable`` when it did not come (back) in time. ``short``: for one that needs no gRPC where the
+        supervisor is ours. Calls with one answer wait by themselves.
+        """
+        if self._calls.usable:
+            await self._calls.present()
+            if short:
+                return
+        await self._channel.ready(RESTART_SECONDS)
+
+    async def prepare(
+        self, request: snapshots_pb2.PrepareSnapshotRequest, metadata: Metadata = ()
+    ) -> Sequence[types_pb2.Mount]:
+        """The mounts of a new snapshot, whose key nobody else uses.
+
+        One that is there already was made by a supervisor that died before it said so.
+        """
+        metadata = metadata or self.metadata
+        try:
+            with translated():
+                return (await self.snapshots.Prepare(request, metadata=metadata)).mounts
+        except errors.AlreadyExists:
+            mounts = snapshots_pb2.MountsRequest(snapshotter=request.snapshotter, key=request.key)
+            with translated():
+                return (await self.snapshots.Mounts(mounts, metadata=metadata)).mounts
 
     async def close(self) -> None:
         self._calls.close()

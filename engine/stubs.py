@@ -7,12 +7,15 @@ are used here.)
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
+
+from engine.calls import absent
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -57,6 +60,14 @@ class LazyChannel:
 
             self._opened = grpc.aio.insecure_channel(self._target, options=self._options)
         return self._opened
+
+    async def ready(self, seconds: float) -> None:
+        """Return when the other side takes calls; raises ``Absent`` when it does not for ``seconds``."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self.open().channel_ready()
+        except TimeoutError:
+            raise absent(self._target.removeprefix("unix:"), "nobody answers", seconds) from None
 
     def _method(self, kind: str, path: str, options: dict[str, Any]) -> Callable[..., Any]:
         made: list[Any] = []

@@ -105,12 +105,12 @@ class Workshop:
         snapshots, name = self._containerd.backend.snapshots, self._containerd.snapshotter
         metadata = self._cache.metadata
         await self.ensure(chain)
-        with translated():
-            if writable or not chain.layers:
-                prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter=name, key=key, parent=chain.id)
-                mounts = (await snapshots.Prepare(prepare, metadata=metadata)).mounts
-            else:
-                request = snapshots_pb2.ViewSnapshotRequest(snapshotter=name, key=key, parent=chain.id)
+        if writable or not chain.layers:
+            prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter=name, key=key, parent=chain.id)
+            mounts = await self._containerd.backend.prepare(prepare, metadata)
+        else:
+            request = snapshots_pb2.ViewSnapshotRequest(snapshotter=name, key=key, parent=chain.id)
+            with translated():
                 mounts = (await snapshots.View(request, metadata=metadata)).mounts
         try:
             yield tuple(RootfsMount(m.type, m.source, tuple(m.options)) for m in mounts)

@@ -29,7 +29,7 @@ async def discard_task(backend: Backend, container_id: str) -> None:
     """Kill and delete the container's task, if there is one. Idempotent."""
     tasks = backend.tasks
     request = tasks_pb2.DeleteTaskRequest(container_id=container_id)
-    options: dict[str, Any] = {"timeout": SECONDS, "wait_for_ready": True}
+    options: dict[str, Any] = {"timeout": SECONDS}
     try:
         with translated():
             await tasks.Delete(request, **options)

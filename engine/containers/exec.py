@@ -20,15 +20,17 @@ import structlog
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from engine.backend import translated
+from engine.calls import HungUp
 from engine.containers.exec_stdio import DetachFilter, ExecFifos, drain_left_over, parse_detach_keys
+from engine.containers.launch import KNOWN_PAUSE, KNOWN_SECONDS
 from engine.containers.machine import Machine
 from engine.containers.names import new_id
 from engine.containers.registry import Registry
 from engine.http.messages import Duplex
 from engine.spec.exec import ExecRequest, build_exec
-from oci.errors import FailedPrecondition, GantryError, InvalidArgument, NotFound
+from oci.errors import AlreadyExists, FailedPrecondition, GantryError, InvalidArgument, NotFound, Unavailable
 from protos.attach import STDOUT, frame_header
-from protos.containerd import tasks_pb2
+from protos.containerd import task_types_pb2, tasks_pb2
 
 log = structlog.get_logger()
 
@@ -203,7 +205,8 @@ class Execs:
         )
         spec = build_exec(machine.doc, await registry.rootfs(machine), request)
         stdin, stdout, stderr = fifos.paths if fifos is not None else ("", "", "")
-        with translated():
+        # One that is there already was put there by a supervisor that died before it said so: ids are never used twice.
+        with contextlib.suppress(AlreadyExists), translated():
             await registry.backend.tasks.Exec(
                 tasks_pb2.ExecProcessRequest(
                     container_id=machine.id,
@@ -215,13 +218,40 @@ class Execs:
                     spec=AnyMessage(type_url=SPEC_TYPE, value=msgspec.json.encode(spec)),
                 )
             )
+        try:
+            return await self._begin(process)
+        except BaseException:
+            self.spawn(self._delete(process))
+            raise
+
+    async def _begin(self, process: ExecProcess) -> int:
+        """Let the process that was added run; its pid. Where the answer was lost, the process says whether it does."""
+        tasks = self._registry.backend.tasks
+        request = tasks_pb2.StartRequest(container_id=process.machine.id, exec_id=process.id)
+        deadline = time.monotonic() + KNOWN_SECONDS
+        while True:
             try:
-                request_start = tasks_pb2.StartRequest(container_id=machine.id, exec_id=process.id)
-                answer = await registry.backend.tasks.Start(request_start)
-            except BaseException:
-                self.spawn(self._delete(process))
-                raise
-        return int(answer.pid)
+                with translated():
+                    return int((await tasks.Start(request)).pid)
+            except HungUp:
+                found = await self._known(process, deadline)
+            if found.status != task_types_pb2.CREATED:
+                self.spawn(self._ask(process))  # its end may have been told when nobody listened
+                return int(found.pid)
+            if time.monotonic() > deadline:
+                raise Unavailable(f"exec {process.id} does not start: containerd ends each time it is asked to")
+
+    async def _known(self, process: ExecProcess, deadline: float) -> task_types_pb2.Process:
+        """The exec as the supervisor sees it, as soon as that can tell."""
+        request = tasks_pb2.GetRequest(container_id=process.machine.id, exec_id=process.id)
+        while True:
+            with translated():
+                found: task_types_pb2.Process = (await self._registry.backend.tasks.Get(request)).process
+            if found.status != task_types_pb2.UNKNOWN:
+                return found
+            if time.monotonic() > deadline:
+                raise Unavailable(f"it is not known whether exec {process.id} was started: its shim does not answer")
+            await asyncio.sleep(KNOWN_PAUSE)
 
     async def run_detached(self, process: ExecProcess, console: tuple[int, int] | None) -> None:
         """Start without streams and do not wait for the end."""

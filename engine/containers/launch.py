@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from engine.backend import translated
+from engine.calls import Absent
 from engine.containers import creation
 from engine.containers.config import CreateBody
 from engine.containers.discarding import discard, discard_task
@@ -85,7 +87,7 @@ class Launcher:
         except StartUnknown:
             raise
         except BaseException as error:
-            await asyncio.shield(self._undo(machine))
+            await asyncio.shield(self._undo(machine, discarding=not isinstance(error, Absent)))
             raise self._failed(machine, error) from error
         self._running(machine, pid)
 
@@ -229,8 +231,10 @@ class Launcher:
         for pause in UNDO_PAUSES:
             try:
                 with translated():
-                    await tasks.Create(request, wait_for_ready=True)
+                    await tasks.Create(request)
                 return
+            except Absent:
+                raise
             except Unavailable:
                 # The supervisor or the shim died in the middle; what the next one has of it may be whole.
                 with contextlib.suppress(Unavailable, DeadlineExceeded):
@@ -243,7 +247,7 @@ class Launcher:
                 await discard_task(self._registry.backend, doc.id)
             await asyncio.sleep(pause)
         with translated():
-            await tasks.Create(request, wait_for_ready=True)
+            await tasks.Create(request)
 
     async def _start_task(self, container_id: str) -> int:
         """Let the created task run; its pid. Raises only when it has not run, or ``StartUnknown``."""
@@ -352,14 +356,15 @@ class Launcher:
         machine.tell_exit(ExitStatus(state.exit_code, told.message))
         return told
 
-    async def _undo(self, machine: Machine) -> None:
-        """Take back whatever a failed start made."""
+    async def _undo(self, machine: Machine, *, discarding: bool = True) -> None:
+        """Take back whatever a failed start made; without ``discarding`` a task is left to whoever comes next."""
         machine.not_starting()
-        steps = await asyncio.gather(
-            discard(self._registry.backend, machine),
-            self._registry.networks.close_sandbox(machine.id),
-            return_exceptions=True,
-        )
+        closing: list[Awaitable[None]] = [self._registry.networks.close_sandbox(machine.id)]
+        if discarding:
+            closing.append(discard(self._registry.backend, machine))
+        else:
+            machine.task_left = True
+        steps = await asyncio.gather(*closing, return_exceptions=True)
         for problem in steps:
             if isinstance(problem, Exception):
                 log.warning("a failed start was not undone wholly", container=machine.id, error=str(problem))

@@ -14,7 +14,6 @@ import time
 import msgspec
 import structlog
 
-from engine.backend import translated
 from engine.containers import copyup, creation, mounts
 from engine.containers.config import CreateBody, HostConfig
 from engine.containers.launch import sandbox_request
@@ -150,9 +149,7 @@ class Maker:
             snapshotter=doc.snapshotter, key=doc.id, parent=doc.chain_id, labels={ROOT_LABEL: "gantry"}
         )
         os.makedirs(self._registry.directory(doc.id), mode=0o710, exist_ok=True)
-        with translated():
-            answer = await self._registry.backend.snapshots.Prepare(request, wait_for_ready=True)
-        machine.rootfs = rootfs_mounts(answer)
+        machine.rootfs = rootfs_mounts(await self._registry.backend.prepare(request))
 
     async def _unmade(self, machine: Machine, volumes: set[str]) -> None:
         try:

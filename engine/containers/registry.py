@@ -5,7 +5,7 @@ Rule: nothing here acts on a container; it only finds, names and tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from engine.backend import Backend, translated
 from engine.containers.machine import Machine
@@ -19,7 +19,7 @@ from engine.interfaces import Images, Networks
 from engine.store import Store
 from oci.errors import FailedPrecondition
 from oci.hostpaths import HostPaths
-from protos.containerd import snapshots_pb2
+from protos.containerd import snapshots_pb2, types_pb2
 
 MachineHook = Callable[[Machine], None]
 ExecExitHook = Callable[[Machine, str, int, int], None]
@@ -101,7 +101,7 @@ class Registry:
             request = snapshots_pb2.MountsRequest(snapshotter=machine.doc.snapshotter, key=machine.id)
             with translated():
                 answer = await self.backend.snapshots.Mounts(request)
-            machine.rootfs = rootfs_mounts(answer)
+            machine.rootfs = rootfs_mounts(answer.mounts)
         return machine.rootfs
 
     def documents(self) -> list[Container]:
@@ -116,8 +116,6 @@ class Registry:
         ]
 
 
-def rootfs_mounts(
-    answer: snapshots_pb2.PrepareSnapshotResponse | snapshots_pb2.MountsResponse,
-) -> tuple[RootfsMount, ...]:
-    """The mounts in an answer of the Snapshots service."""
-    return tuple(RootfsMount(m.type, m.source, tuple(m.options)) for m in answer.mounts)
+def rootfs_mounts(mounts: Iterable[types_pb2.Mount]) -> tuple[RootfsMount, ...]:
+    """Mounts of the Snapshots service."""
+    return tuple(RootfsMount(m.type, m.source, tuple(m.options)) for m in mounts)

@@ -93,13 +93,13 @@ class Remover:
             return
         request, backend = containers_pb2.DeleteContainerRequest(id=container_id), self._registry.backend
         with contextlib.suppress(NotFound), translated():
-            await backend.containers.Delete(request, metadata=backend.later, wait_for_ready=True)
+            await backend.containers.Delete(request, metadata=backend.later)
 
     async def remove_snapshot(self, snapshotter: str, key: str) -> None:
         """Delete a container's snapshot. Idempotent."""
         request = snapshots_pb2.RemoveSnapshotRequest(snapshotter=snapshotter, key=key)
         with contextlib.suppress(NotFound), translated():
-            await self._registry.backend.snapshots.Remove(request, wait_for_ready=True)
+            await self._registry.backend.snapshots.Remove(request)
 
     async def _remove_anonymous(self, machine: Machine) -> None:
         for point in machine.doc.mounts:

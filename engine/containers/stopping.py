@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 
 from engine.backend import translated
+from engine.calls import HungUp
+from engine.containers.freezing import freeze, thaw
 from engine.containers.machine import ExitStatus, Machine
 from engine.containers.registry import Registry
 from engine.containers.signals import parse_signal
@@ -32,16 +34,25 @@ class Stopper:
         A paused container gets the signal and goes on, as it could not act on it otherwise.
         """
         paused = machine.doc.state.status == "paused"
-        tasks = self._registry.backend.tasks
         try:
-            with translated():
-                await tasks.Kill(tasks_pb2.KillRequest(container_id=machine.id, signal=number), wait_for_ready=True)
-                if paused and number in (SIGKILL, self.stop_signal(machine)):
-                    await tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=machine.id))
+            await self._send(machine, number)
+            if paused and number in (SIGKILL, self.stop_signal(machine)):
+                await thaw(self._registry.backend, machine.id)
         except (NotFound, FailedPrecondition):
             if machine.doc.state.alive:
                 await self._ending(machine)
         self._registry.publish(machine, "kill", {"signal": str(number)})
+
+    async def _send(self, machine: Machine, number: int) -> None:
+        request = tasks_pb2.KillRequest(container_id=machine.id, signal=number)
+        while True:
+            try:
+                with translated():
+                    await self._registry.backend.tasks.Kill(request)
+                return
+            except HungUp:
+                if number != SIGKILL:  # the only one that does not count how often it comes
+                    raise
 
     async def _ending(self, machine: Machine) -> None:
         """The task has no process any more: its exit is about to be told."""
@@ -133,8 +144,7 @@ class Stopper:
                 raise FailedPrecondition(f"Container {machine.id} is restarting, wait until the container is running")
             if status != "running":
                 raise FailedPrecondition(f"Container {machine.id} is not running")
-            with translated():
-                await self._registry.backend.tasks.Pause(tasks_pb2.PauseTaskRequest(container_id=machine.id))
+            await freeze(self._registry.backend, machine.id)
             machine.set_state(status="paused")
             self._registry.publish(machine, "pause")
 
@@ -143,8 +153,7 @@ class Stopper:
         async with machine.lock:
             if machine.doc.state.status != "paused":
                 raise FailedPrecondition(f"Container {machine.id} is not paused")
-            with translated():
-                await self._registry.backend.tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=machine.id))
+            await thaw(self._registry.backend, machine.id)
             machine.set_state(status="running")
             self._registry.publish(machine, "unpause")
 

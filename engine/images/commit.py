@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from engine.backend import translated
+from engine.containers.freezing import freeze, thaw
 from engine.containers.model import Container
 from engine.images.assembly import Assembler, NewLayer, timestamp
 from engine.images.catalog import Catalog
@@ -23,7 +24,7 @@ from oci import digest as digests
 from oci.errors import FailedPrecondition, NotFound
 from oci.image import MEDIA_LAYER_GZIP, Descriptor, ExecutionConfig, History, ImageConfig, RootFS
 from oci.reference import Reference
-from protos.containerd import diff_pb2, snapshots_pb2, tasks_pb2
+from protos.containerd import diff_pb2, snapshots_pb2
 
 
 class CommitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,21 +83,20 @@ class Committer:
 
     @contextlib.asynccontextmanager
     async def _paused(self, container: Container, wanted: bool) -> AsyncIterator[None]:
-        tasks = self._containerd.backend.tasks
         if not wanted or container.state.status != "running":
             yield
             return
         held = False
         # One that ended meanwhile changes its files no more.
-        with contextlib.suppress(FailedPrecondition, NotFound), translated():
-            await tasks.Pause(tasks_pb2.PauseTaskRequest(container_id=container.id))
+        with contextlib.suppress(FailedPrecondition, NotFound):
+            await freeze(self._containerd.backend, container.id)
             held = True
         try:
             yield
         finally:
             if held:
-                with contextlib.suppress(FailedPrecondition, NotFound), translated():
-                    await tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=container.id))
+                with contextlib.suppress(FailedPrecondition, NotFound):
+                    await thaw(self._containerd.backend, container.id)
 
     async def _diff(self, container: Container, metadata: Metadata) -> Descriptor:
         """The container's changes as a gzip layer."""

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from engine.backend import Backend, ends_stream, translated
+from engine.calls import LONGEST_READ
 from engine.images.records import Record
 from oci.errors import AlreadyExists, NotFound
 from oci.hostpaths import SNAPSHOTTER
@@ -105,6 +106,7 @@ class Containerd:
 
     async def stream(self, digest: str, *, offset: int = 0, size: int = 0) -> AsyncIterator[bytes]:
         """A blob piece by piece, from ``offset``, to its end or ``size`` bytes. Raises ``NotFound``, ``OutOfRange``."""
+        await self.backend.present(short=0 < size <= LONGEST_READ)
         request = content_pb2.ReadContentRequest(digest=digest, offset=offset, size=size)
         with translated():
             async for answer in self.backend.content.Read(request):
@@ -133,6 +135,7 @@ class Containerd:
 
     async def blob_sizes(self) -> dict[str, int]:
         """Every blob and its size."""
+        await self.backend.present()
         with translated():
             stream = self.backend.content.List(content_pb2.ListContentRequest())
             return {info.digest: info.size async for answer in stream for info in answer.info}
@@ -168,6 +171,7 @@ class Containerd:
         A write into a stream that the other side has just ended would hide why it did ("Internal error from Core").
         """
         # Without an iterator the call is written and read by hand; the stubs' types do not know that form.
+        await self.backend.present()
         begin: Any = self.backend.content.Write
         call = begin(metadata=metadata)
         try:
@@ -187,7 +191,8 @@ class Containerd:
         """A lease for the time of the block; its value is the ``metadata=`` of calls that create things."""
         until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         lease = f"gantry-{secrets.token_hex(12)}"
-        with translated():
+        # Nobody else makes a lease of that name: one that exists is ours, of a supervisor that died before it said so.
+        with contextlib.suppress(AlreadyExists), translated():
             await self.backend.leases.Create(leases_pb2.CreateRequest(id=lease, labels={GC_EXPIRE: until}))
         try:
             yield self.backend.with_lease(lease)

@@ -40,8 +40,10 @@ class Stream:
         self._call: Any = None
         # Without an iterator the call is written and read by hand; the stubs' types do not know that form.
         self._open: Any = backend.streaming.Stream
+        self._present = backend.present
 
     async def __aenter__(self) -> Self:
+        await self._present()
         with translated():
             self._call = self._open(metadata=self._metadata)
             await self._call.write(pack(streaming_pb2.StreamInit(id=self.id)))

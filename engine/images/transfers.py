@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from engine.backend import translated
+from engine.calls import TRIES, HungUp
 from engine.images.catalog import Catalog
 from engine.images.containerd import Containerd, descriptor_of
 from engine.images.credentials import Credentials
@@ -118,6 +119,20 @@ class Transfers:
             finally:
                 await cancelled(*(t for t in (task, answering) if t is not None))
 
+    async def _events(
+        self, build: Callable[[str], tuple[Message, Message]], metadata: Any, credentials: Credentials
+    ) -> AsyncGenerator[TYPES.Progress, None]:
+        """The progress of a pull or push: one whose supervisor died goes on with the next, where it had got to."""
+        for left in reversed(range(TRIES)):
+            try:
+                async with self._running(build, metadata, credentials) as events:
+                    async for event in events:
+                        yield event
+                return
+            except HungUp:
+                if not left:
+                    raise
+
     async def _transfer(self, request: transfer_pb2.TransferRequest, metadata: Any) -> None:
         with translated():
             await self._containerd.backend.transfer.Transfer(request, metadata=metadata)
@@ -141,7 +156,10 @@ class Transfers:
         started = False
         target: Descriptor | None = None
         try:
-            async with self._containerd.leased() as metadata, self._running(build, metadata, credentials) as events:
+            async with (
+                self._containerd.leased() as metadata,
+                contextlib.aclosing(self._events(build, metadata, credentials)) as events,
+            ):
                 async for event in events:
                     blob = descriptor_of(event.desc) if event.HasField("desc") else None
                     if not started and event.event not in ("resolving", "retrying"):
@@ -181,7 +199,10 @@ class Transfers:
 
         translate = Translator(Translator.PUSH)
         try:
-            async with self._containerd.leased() as metadata, self._running(build, metadata, credentials) as events:
+            async with (
+                self._containerd.leased() as metadata,
+                contextlib.aclosing(self._events(build, metadata, credentials)) as events,
+            ):
                 async for event in events:
                     blob = descriptor_of(event.desc) if event.HasField("desc") else None
                     for line in translate(event.event, event.name, event.progress, event.total, blob):

@@ -52,8 +52,7 @@ class Unpacker:
         key = f"extract-{secrets.token_hex(8)} {chain_id}"
         labels = {SNAPSHOT_REF: chain_id}
         prepare = snapshots_pb2.PrepareSnapshotRequest(snapshotter=name, key=key, parent=parent, labels=labels)
-        with translated():
-            mounts = (await snapshots.Prepare(prepare, metadata=metadata)).mounts
+        mounts = await self._containerd.backend.prepare(prepare, metadata)
         try:
             apply = diff_pb2.ApplyRequest(diff=descriptor_message(layer), mounts=mounts)
             with translated():
