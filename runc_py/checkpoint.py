@@ -157,7 +157,10 @@ def _common(options: CriuOptions, log: str, rootfs: str, spec: dict[str, Any]) -
     found = ["--images-dir", options.images, "--log-file", log, "-v4", "--root", rootfs, *options.flags]
     if os.path.exists(config):
         found += ["--config", config]
-    return [*found, "--work-dir", options.work] if options.work else found
+    if not options.work:
+        return found
+    os.makedirs(options.work, 0o700, exist_ok=True)
+    return [*found, "--work-dir", options.work]
 
 
 def _spawn(command: list[str]) -> int:
