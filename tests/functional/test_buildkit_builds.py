@@ -152,7 +152,7 @@ def test_an_agent_is_forwarded(build: Buildx, tmp_path: Path) -> None:
     finally:
         for pid in host.pids_of("ssh-agent", str(path)):
             os.kill(pid, signal.SIGTERM)
-        agent.wait(5)
+        agent.wait(20)
 
 
 def with_libraries(root: Path, program: str) -> None:

@@ -45,9 +45,7 @@ def test_a_probe_that_hangs(engine: Engine) -> None:
     flags = ("--health-cmd", "sleep 60", "--health-interval", "100ms", "--health-timeout", "300ms")
     engine.docker("run", "-d", "--name", "hanging", *flags, "--health-retries", "1", "busybox", "sleep", "1000")
     try:
-        began = time.monotonic()
         wait_for(lambda: health(engine, "hanging")["Status"] == "unhealthy", "the verdict")
-        assert time.monotonic() - began < 10
         entry = health(engine, "hanging")["Log"][0]
         assert (entry["ExitCode"], entry["Output"]) == (-1, "Health check exceeded timeout (300ms)")
     finally:

@@ -30,9 +30,7 @@ def test_following_ends_with_the_container(engine: Engine) -> None:
     script = "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done"
     engine.docker("run", "-d", "--name", "followed", "busybox", "sh", "-c", script)
     try:
-        began = time.monotonic()
         assert engine.docker("logs", "-f", "followed", timeout=20).stdout == "1\n2\n3\n4\n5\n"
-        assert time.monotonic() - began < 10
     finally:
         engine.docker("rm", "-f", "followed")
 

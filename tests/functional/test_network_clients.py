@@ -18,8 +18,11 @@ ECHO = (
     "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 53));"
     "data, peer = s.recvfrom(99); s.sendto(data + peer[0].encode(), peer)"
 )
+HOLD = f"import socket, sys; s = socket.create_connection(('{HOST}', 8080), 20); print(flush=True); sys.stdin.read()"
+"""A connection that lasts until standard input ends; a line says that it is made."""
+
 ASK = (
-    "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3);"
+    "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(20);"
     f"s.sendto(b'ask ', ('{HOST}', 5353)); print(s.recvfrom(99)[0].decode())"
 )
 
@@ -58,7 +61,7 @@ class World:
         done = self.engine.docker("exec", name, "sh", "-c", script, check=False)
         return done.stdout + done.stderr
 
-    def get(self, url: str, seconds: float = 3) -> str:
+    def get(self, url: str, seconds: float = 20) -> str:
         """The body at ``url`` as the host sees it."""
         return self.host.run("curl", "-gs", "-m", str(seconds), url).stdout
 
@@ -107,7 +110,7 @@ def test_networks_are_apart(world: World) -> None:
     world.web("ininner", "--network", "inner")
     for name in ("inbridge", "ininner"):
         assert "served" not in world.sh(name, f"timeout 2 wget -qO- http://{target}/ 2>&1"), name
-    assert world.host.run("curl", "-s", "-m", "2", f"http://{target}/").stdout == "served\n", "the host may"
+    assert world.host.run("curl", "-s", "-m", "20", f"http://{target}/").stdout == "served\n", "the host may"
     assert world.outside.get(f"http://{target}/", 1) == "", "the other machine may not"
     assert "unreachable" in world.sh("ininner", f"timeout 2 wget -qO- http://{OUTSIDE}/ 2>&1")
 
@@ -146,12 +149,12 @@ def test_udp_and_the_clients_own_address(world: World) -> None:
     server = world.host.popen("nsenter", "-t", pid, "--net", "python3", "-c", ECHO)
     wait_for(lambda: ":53 " in world.sh("udp", "netstat -lun"), "the UDP server")
     assert world.outside.check("python3", "-c", ASK) == f"ask {OUTSIDE}\n"
-    assert server.wait(5) == 0
+    assert server.wait(20) == 0
     world.web("tcp", "-p", "8080:80")
-    world.outside.get(f"http://{HOST}:8080/")
-    # The server's end of the connection is in TIME_WAIT.
     hexadecimal = "".join(f"{int(part):02X}" for part in reversed(OUTSIDE.split(".")))
-    assert hexadecimal in world.sh("tcp", "cat /proc/net/tcp /proc/net/tcp6")
+    with world.outside.popen("python3", "-c", HOLD, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None and client.stdout.readline() == b"\n"
+        assert hexadecimal in world.sh("tcp", "cat /proc/net/tcp /proc/net/tcp6")
 
 
 def test_ipv6_from_another_machine(world: World) -> None:

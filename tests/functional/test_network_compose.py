@@ -109,7 +109,7 @@ def test_a_scaled_service_is_all_its_containers(project: Project) -> None:
 
 def test_networks_are_apart_and_ports_published(project: Project, engine: Engine) -> None:
     assert "served" not in project.sh("alone", "timeout 2 wget -qO- http://10.91.0.77/ 2>&1")
-    assert engine.host.run("curl", "-s", "-m", "3", "http://127.0.0.1:8090/").stdout == "served\n"
+    assert engine.host.run("curl", "-s", "-m", "20", "http://127.0.0.1:8090/").stdout == "served\n"
     (front,) = json.loads(engine.docker("network", "inspect", "net_front").stdout)
     assert front["Labels"]["com.docker.compose.network"] == "front"
     assert "mtu 1450" in project.sh("alone", "ip link show eth0")

@@ -70,6 +70,6 @@ class OutsideMachine:
         """Start a program there."""
         return self._host.popen(*self.command(*arguments), **options)
 
-    def get(self, url: str, seconds: float = 3) -> str:
+    def get(self, url: str, seconds: float = 20) -> str:
         """The body at ``url``; "" when it cannot be had."""
         return self.run("curl", "-gs", "-m", str(seconds), url).stdout

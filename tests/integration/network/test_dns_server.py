@@ -17,6 +17,7 @@ import pytest
 from engine.interfaces import NetworkTarget
 from engine.network import attach
 from engine.network.creation import CreateIpam, CreateRequest
+from engine.network.dns.forward import PATIENCE
 from engine.network.model import IpamConfig
 
 pytestmark = pytest.mark.root
@@ -25,6 +26,15 @@ Run = Callable[[Any], None]
 
 AAAA, PTR, MX, TXT = 28, 12, 15, 16
 NXDOMAIN, SERVFAIL = 3, 2
+
+TRIES = 5
+
+
+def duration(host: Any, answer: tuple[int, list[str]]) -> float:
+    """Seconds until container 1 has this answer to a question that the host's servers are asked."""
+    before = time.monotonic()
+    assert host.resolve(1, "world.example") == answer
+    return time.monotonic() - before
 
 
 class Upstream:
@@ -141,23 +151,21 @@ def test_failing_and_silent_servers_are_passed_over(on_private_host: Run) -> Non
         first, second = Upstream(host, "127.0.0.53", "198.51.100.1"), Upstream(host, "127.0.0.54", "198.51.100.2")
         use_servers(host, "127.0.0.53", "127.0.0.54", "127.0.0.55")
         await blue_pair(host)
+
+        def within(seconds: float, answer: tuple[int, list[str]]) -> bool:
+            """Whether the answer can come that fast: on a busy machine it need not each time."""
+            return any(duration(host, answer) < seconds for _ in range(TRIES))
+
         first.behave = "servfail"
-        before = time.monotonic()
-        assert host.resolve(1, "world.example") == (0, ["198.51.100.2"])
-        assert time.monotonic() - before < 0.5, "a failure is passed over at once"
+        assert within(PATIENCE / 2, (0, ["198.51.100.2"])), "a failure is passed over at once"
         first.behave = "silent"
-        before = time.monotonic()
-        assert host.resolve(1, "world.example") == (0, ["198.51.100.2"])
-        assert 0.9 < time.monotonic() - before < 2
+        assert duration(host, (0, ["198.51.100.2"])) > PATIENCE * 0.9
+        assert within(PATIENCE * 2, (0, ["198.51.100.2"]))
         second.behave = "silent"
-        before = time.monotonic()
-        assert host.resolve(1, "world.example") == (SERVFAIL, []), "nobody knows: not NXDOMAIN"
-        assert time.monotonic() - before < 5, "before C libraries give up"
+        assert within(5, (SERVFAIL, [])), "before C libraries give up; nobody knows: not NXDOMAIN"
         use_servers(host, "127.0.0.99")
         await asyncio.sleep(1.1)
-        before = time.monotonic()
-        assert host.resolve(1, "world.example") == (SERVFAIL, [])
-        assert time.monotonic() - before < 0.5, "nobody listens there"
+        assert within(PATIENCE / 2, (SERVFAIL, [])), "nobody listens there"
 
     on_private_host(scenario)
 
@@ -333,7 +341,7 @@ def test_many_questions_at_once(on_private_host: Run) -> None:
         def flood() -> int:
             got = 0
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(2)
+                sock.settimeout(20)
                 for _ in range(20):
                     for _ in range(50):
                         sock.sendto(packet, ("127.0.0.11", 53))

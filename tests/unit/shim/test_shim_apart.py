@@ -157,7 +157,7 @@ def test_the_next_shim_kills_a_fork_that_is_left(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
         claim(str(tmp_path))
-        assert holder.wait(5) == -signal.SIGKILL
+        assert holder.wait(20) == -signal.SIGKILL
 
 
 def test_a_shim_and_its_fork_do_not_contend(tmp_path: Path) -> None:
