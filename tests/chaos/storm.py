@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from tests.chaos.lives import Life, Wrong, plan
 from tests.chaos.supervisors import Containerd, ContainerdPy
 from tests.chaos.victims import Dockerd, Gantry, Victim, victim
+from tests.chaos.witness import Listener, disorder
 from tests.support.host import PrivateHost
 
 FIRST_PAUSE = 0.3
@@ -65,6 +66,12 @@ class Storm:
         self.failures: list[Failure] = []
         self.done: list[Life] = []
         self.troubles: list[str] = []
+        self.disorder: list[str] = []
+        """What was wrong with the order of events."""
+
+        self.heard = 0
+        """Events that were heard."""
+
         self.progress: Callable[[str], None] | None = None
         self._jobs = jobs
         self._calm = calm
@@ -82,6 +89,9 @@ class Storm:
             thread.start()
         if not self._calm:
             killer.start()
+        listener = Listener(self.victim.api.path) if self.victim.api.path else None
+        if listener is not None:
+            listener.start()
         told = time.monotonic()
         while any(thread.is_alive() for thread in workers):
             time.sleep(0.1)
@@ -91,6 +101,10 @@ class Storm:
         self._over.set()
         if not self._calm:
             killer.join()
+        if listener is not None:
+            listener.end()
+            self.heard = sum(map(len, listener.heard))
+            self.disorder = [wrong for heard in listener.heard for wrong in disorder(heard)]
 
     def _take(self, lives: int, seconds: float) -> int | None:
         with self._lock:
@@ -162,6 +176,7 @@ class Storm:
             f"  calls refused: {refusals}",
         ]
         lines += [f"  trouble: {trouble}" for trouble in self.troubles]
+        lines += [f"  events: {wrong}" for wrong in self.disorder]
         return "\n".join(lines)
 
     def report(self, limit: int = 3) -> str:
@@ -245,7 +260,7 @@ def main() -> int:
         say(f"  left behind by lives: {left or 'nothing'}")
         remains = engine.finish()
         say(f"  left behind by the engine: {remains or 'nothing'}")
-    return 1 if storm.failures or storm.troubles or left or remains else 0
+    return 1 if storm.failures or storm.troubles or storm.disorder or left or remains else 0
 
 
 if __name__ == "__main__":
