@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 
@@ -30,6 +31,7 @@ from engine.http.listeners import open_listeners
 from engine.http.router import Route, Router
 from engine.http.server import HttpServer
 from engine.images.service import ImageService
+from engine.network import coexistence
 from engine.network.service import NetworkService
 from engine.store import Store
 from engine.supervise import Supervisor
@@ -76,7 +78,13 @@ class App:
         self.builds = BuildService(self.store, self.images, self.containers, paths)
         self.buildkit = BuildKitFront(self.builds, paths, self.images.catalog.wanted)
         self.system = SystemApi(
-            config, self.backend, self.bus, self.containers, self.images.count, stop_engine=self.stop_engine
+            config,
+            self.backend,
+            self.bus,
+            self.containers,
+            self.images.count,
+            stop_engine=self.stop_engine,
+            warnings=functools.partial(coexistence.warnings, self.networks),
         )
 
     def routes(self) -> list[Route]:

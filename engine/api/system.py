@@ -37,7 +37,7 @@ class Counts(Protocol):
 
 
 class SystemApi:
-    """Handlers; ``image_count`` and ``stop_engine`` are wired by ``engine.app``."""
+    """Handlers; ``image_count``, ``stop_engine`` and ``warnings`` are wired by ``engine.app``."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class SystemApi:
         containers: Counts,
         image_count: Callable[[], Awaitable[int]],
         stop_engine: Callable[[bool], Awaitable[None]],
+        warnings: Callable[[], Awaitable[list[str]]],
     ) -> None:
         self._config = config
         self._backend = backend
@@ -54,6 +55,7 @@ class SystemApi:
         self._containers = containers
         self._image_count = image_count
         self._stop_engine = stop_engine
+        self._warnings = warnings
         self._facts = HostFacts.read()
 
     @property
@@ -133,6 +135,7 @@ class SystemApi:
             "DockerRootDir": self._config.paths.data_root,
             "Debug": self._config.debug,
             "SystemTime": stamp,
+            "Warnings": await self._warnings() or None,
             "NFd": len(os.listdir("/proc/self/fd")),
             "NGoroutines": len(asyncio.all_tasks()),
             "NEventsListener": self._bus.listeners,

@@ -138,7 +138,7 @@ def has_datagrams(ports: Iterable[PortRule]) -> bool:
 
 
 def _datagram_ports(ports: Iterable[PortRule]) -> Iterator[PortRule]:
-    return (rule for rule in ports if rule.protocol == "udp" and rule.host_port)
+    return (rule for rule in ports if rule.protocol == "udp" and rule.host_port and not rule.relayed)
 
 
 def _is_local(address: Address, local: Collection[Address]) -> bool:

@@ -36,7 +36,7 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _ICMP = {FAMILY_IPV4: 1, FAMILY_IPV6: 58}
 _FAMILY = {4: FAMILY_IPV4, 6: FAMILY_IPV6}
 
-SETS = ("bridges", "internal", "same", "direct", "routed", "ports", "ports6", "open", "open6")
+SETS = ("bridges", "internal", "same", "direct", "routed", "ports", "ports6", "open", "open6", "relayed")
 CHAINS = ("raw", "published", "prerouting", "output", "postrouting", "forward")
 USER_FORWARD, USER_PUBLISHED = "user-forward", "user-published"
 USER_CHAINS = (USER_FORWARD, USER_PUBLISHED)
@@ -71,7 +71,11 @@ class BridgeRules:
 
 @dataclass(frozen=True, slots=True)
 class PortRule:
-    """One published port; ``host_port`` 0 only opens the container's own address (gateway mode ``routed``)."""
+    """One published port.
+
+    ``host_port`` 0 only opens the container's own address (gateway mode ``routed``). An IPv6 port of the host that
+    leads to an IPv4 address is relayed by a process: it is only known here, for the administrator's rules to be asked.
+    """
 
     host_address: IPv4Address | IPv6Address
     protocol: str
@@ -82,16 +86,25 @@ class PortRule:
     @property
     def place(self) -> str:
         """The map or set it is an element of."""
+        if self.relayed:
+            return "relayed"
         return ("ports" if self.host_port else "open") + ("6" if self.address.version == 6 else "")
+
+    @property
+    def relayed(self) -> bool:
+        """Whether packets to it are not translated."""
+        return bool(self.host_port) and self.host_address.version != self.address.version
 
     def key(self) -> bytes:
         """The element's key, each field padded to four bytes."""
+        if self.relayed:
+            return struct.pack(">B3xHxx", PROTOCOLS[self.protocol], self.host_port)
         address, port = (self.host_address, self.host_port) if self.host_port else (self.address, self.port)
         return address.packed + struct.pack(">B3xHxx", PROTOCOLS[self.protocol], port)
 
     def data(self) -> bytes | None:
         """The map's data; None in a set."""
-        return self.address.packed + struct.pack(">Hxx", self.port) if self.host_port else None
+        return self.address.packed + struct.pack(">Hxx", self.port) if self.host_port and not self.relayed else None
 
 
 def _is(family: int) -> bytes:
@@ -141,7 +154,7 @@ def _sets(table: str) -> list[Message]:
     width = nft.IFNAME_SIZE
     plain = (("bridges", interface, width), ("internal", interface, width), ("same", pair, 2 * width))
     by_version = (("direct", version, width + 4), ("routed", version, width + 4))
-    services = (("open", four, 12), ("open6", six, 24))
+    services = (("open", four, 12), ("open6", six, 24), ("relayed", four[1:], 8))
     out = [nft.new_set(table, n, kind, size, _NUMBER[n]) for n, kind, size in (*plain, *by_version, *services)]
     out.append(nft.new_map(table, "ports", (four, 12), (four[::2], 8), _NUMBER["ports"]))
     out.append(nft.new_map(table, "ports6", (six, 24), (six[::2], 20), _NUMBER["ports6"]))
@@ -216,6 +229,9 @@ def _guards(table: str) -> list[Message]:
         for every in (False, True):
             match = new + _published(family, every=every)
             out.append(nft.new_rule(table, "published", match, nft.jump(USER_PUBLISHED)))
+    here = nft.destination_type() + nft.equal(struct.pack("=I", nft.RTN_LOCAL))
+    relayed = _is(FAMILY_IPV6) + here + _service(REG) + nft.lookup("relayed", _NUMBER["relayed"])
+    out.append(nft.new_rule(table, "published", new, relayed, nft.jump(USER_PUBLISHED)))
     return out
 
 

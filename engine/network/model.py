@@ -195,13 +195,15 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 class Published(msgspec.Struct, frozen=True):
     """One published port as bound: ``host_ip`` is an address ("0.0.0.0" or "::" for all).
 
-    ``host_port`` 0 is a port opened on the container's own address (gateway mode ``routed``).
+    ``host_port`` 0 is a port opened on the container's own address (gateway mode ``routed``). A ``relayed`` one is
+    an IPv6 port of a container without IPv6: no rule translates it, the process that serves names passes its bytes on.
     """
 
     host_ip: str
     host_port: int
     port: int
     protocol: str
+    relayed: bool = False
 
     @property
     def version(self) -> int:
@@ -235,7 +237,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         return [self._rule(port) for port in self.ports]
 
     def _rule(self, port: Published) -> PortRule:
-        address = self.address6 if port.version == 6 else self.address
+        address = self.address6 if port.version == 6 and not port.relayed else self.address
         return PortRule(
             ip_address(port.host_ip), port.protocol, port.host_port, ip_address(address), port.port
         )  # host_port 0: opened on the container's own address

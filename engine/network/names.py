@@ -101,8 +101,8 @@ def dns_record(sandbox: Sandbox, find: FindNetwork, pin: str, options: NetworkOp
     Containers whose networks are all internal are not served from outside, so that no question leaks out (moby's
     CVE-2024-29018).
     """
-    asks, relays = uses_dns(sandbox, find), loopback_relays(sandbox)
-    if not asks and not relays:
+    asks, relayed = uses_dns(sandbox, find), relays(sandbox)
+    if not asks and not relayed:
         return None
     request = sandbox.request
     networks, outside, links = [], False, {}
@@ -124,22 +124,24 @@ def dns_record(sandbox: Sandbox, find: FindNetwork, pin: str, options: NetworkOp
         "servers": list(request.dns),
         "host_servers": list(options.dns),
         "asks": asks,
-        "relays": relays,
+        "relays": relayed,
     }
 
 
-def loopback_relays(sandbox: Sandbox) -> list[tuple[int, str, int]]:
-    """(host port, address, port) of what is to be reached on ``::1`` too: TCP ports published on every address.
+def relays(sandbox: Sandbox) -> list[tuple[int, str, int, str]]:
+    """(host port, address, port, where it listens) of what a process passes on by IPv6 to containers that have none.
 
-    Only of containers without IPv6: where the host's ``::`` is held for one that has it, ``::1`` is taken.
+    That is every TCP port published on all addresses; one that was asked for on 0.0.0.0 alone is at least
+    ``localhost``, whichever address of it a client tries first.
     """
-    return [
-        (port.host_port, endpoint.address, port.port)
-        for endpoint in sandbox.endpoints
-        if endpoint.address and not endpoint.address6
-        for port in endpoint.ports
-        if port.protocol == "tcp" and port.host_port and port.host_ip == "0.0.0.0"
-    ]
+    out = []
+    for endpoint in sandbox.endpoints:
+        everywhere = {port.host_port for port in endpoint.ports if port.relayed}
+        for port in endpoint.ports:
+            if endpoint.address6 or port.protocol != "tcp" or port.host_ip != "0.0.0.0" or not port.host_port:
+                continue
+            out.append((port.host_port, endpoint.address, port.port, "::" if port.host_port in everywhere else "::1"))
+    return out
 
 
 def _links(config: Mapping[str, Any]) -> dict[str, str]:

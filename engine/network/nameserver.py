@@ -82,7 +82,7 @@ class NameServer:
         try:
             await self._tell({"op": "put", "id": container_id})
         except (OSError, Unavailable, Internal) as error:
-            log.warning("published ports do not answer on ::1", container=container_id, error=str(error))
+            log.warning("published ports do not answer by IPv6", container=container_id, error=str(error))
 
     async def drop(self, container_id: str) -> None:
         """Make the server let go of a container. Idempotent; nothing to do where none was put."""

@@ -22,7 +22,7 @@ from engine.network.netlink import (
 )
 
 SUBSYSTEM = 10
-NEW_TABLE, GET_TABLE, DELETE_TABLE, NEW_CHAIN, DELETE_CHAIN = 0, 1, 2, 3, 5
+NEW_TABLE, GET_TABLE, DELETE_TABLE, NEW_CHAIN, GET_CHAIN, DELETE_CHAIN = 0, 1, 2, 3, 4, 5
 NEW_RULE, GET_RULE, DELETE_RULE = 6, 7, 8
 NEW_SET, GET_SET, DELETE_SET, NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = 9, 10, 11, 12, 13, 14
 
@@ -197,6 +197,11 @@ def query_all() -> bytes:
 def query_rules(table: str, chain: str) -> bytes:
     """Body of a dump of the rules of one chain."""
     return struct.pack(">BBH", FAMILY_INET, 0, 0) + text(1, table) + text(2, chain)
+
+
+def query_table(family: int, table: str) -> bytes:
+    """Body of a dump of the rules of a whole table, which may be somebody else's."""
+    return struct.pack(">BBH", family, 0, 0) + text(1, table)
 
 
 def _expression(name: str, *parts: bytes) -> bytes:

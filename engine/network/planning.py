@@ -248,7 +248,8 @@ def with_ports(
             f"driver failed programming external connectivity on endpoint {request.name} ({endpoint.id}): "
             f"{error.message}"
         ) from error
-    return msgspec.structs.replace(endpoint, ports=(*held, *dict.fromkeys(opened)))
+    relayed = [] if endpoint.address6 else table.relays(held, requests_of(request))
+    return msgspec.structs.replace(endpoint, ports=(*held, *relayed, *dict.fromkeys(opened)))
 
 
 def drop(registry: NetworkRegistry, table: PortTable, endpoints: Sequence[Endpoint]) -> None:

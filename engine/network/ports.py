@@ -148,7 +148,7 @@ class PortTable:
 
         The container keeps the port in either case: translation comes before any socket.
         """
-        if not published.host_port:
+        if not published.host_port or published.relayed:
             return ""
         self._note(owner, published)
         try:
@@ -158,6 +158,20 @@ class PortTable:
         if held is not None:
             self._sockets.setdefault(owner, []).append(held)
         return ""
+
+    @staticmethod
+    def relays(held: Iterable[Published], requests: Iterable[PortRequest]) -> list[Published]:
+        """The host's IPv6 ports that shall lead to a container without IPv6: of those held for any address by TCP.
+
+        A request that names 0.0.0.0 means IPv4; a port that somebody has by IPv6 already is left to him.
+        """
+        anywhere = [r for r in requests if not r.host_ip and r.protocol == "tcp"]
+        out = []
+        for port in held:
+            asked = any(r.port == port.port and (not r.first or r.first <= port.host_port <= r.last) for r in anywhere)
+            if asked and port.host_ip == WILDCARD and port.protocol == "tcp" and _is_free6(port.host_port):
+                out.append(Published(WILDCARD6, port.host_port, port.port, "tcp", relayed=True))
+        return out
 
     def release(self, owner: str, ports: Iterable[Published]) -> None:
         """Let go of all of an endpoint's ports. Idempotent."""
@@ -247,6 +261,14 @@ class PortTable:
             target = f"{published.host_ip}:{published.host_port}:{address}:{published.port}/{published.protocol}"
             cause = os.strerror(error.errno or 0).lower()
             raise _Taken(f"failed to bind host port for {target}: {cause}") from error
+
+
+def _is_free6(port: int) -> bool:
+    try:
+        _hold(socket.SOCK_STREAM, WILDCARD6, port).close()
+    except OSError:
+        return False
+    return True
 
 
 def _hold(kind: int, host_ip: str, port: int) -> socket.socket:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import sys
 
@@ -24,6 +25,9 @@ def main(directory: str) -> int:
         sys.stderr.write(f"another DNS server serves {directory}\n")
         return 1
     os.umask(0o077)
+    # Four descriptors a container and one a port, of which there may be thousands.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     loop = Loop()
     control = Control(loop, Server(loop), directory)
     # An exception gets out of the wait for events, which a flag would not.

@@ -1,7 +1,8 @@
-"""Published ports on ``::1``, which the kernel does not translate: copied byte by byte to the container.
+"""Published ports by IPv6 of containers that have none: no kernel translates between the two, so bytes are copied.
 
-Rule: only this host's own IPv6 loopback is served, so nothing is opened to anybody else. A port that another program
+Rule: what listens is what the engine says, every address of the host or its loopback alone. A port that another program
 has there already is left to it. Each direction ends on its own (half-close), and a slow side slows the other down.
+Names come first: connections end where descriptors would get scarce.
 """
 
 from __future__ import annotations
@@ -12,32 +13,35 @@ from typing import NamedTuple
 
 from engine.network.dns.loop import READ, WRITE, Loop
 
-ADDRESS = "::1"
 BACKLOG = 128
+LIMIT = 4000
+"""Connections of all relays together; one more is closed at once."""
 CHUNK = 1 << 16
 
 
 class Relay(NamedTuple):
-    """``[::1]:host_port`` leads to ``address:port`` by TCP."""
+    """``[listens]:host_port`` leads to ``address:port`` by TCP; ``listens`` is ``::`` or ``::1``."""
 
     host_port: int
     address: str
     port: int
+    listens: str
 
 
 class RelayListener:
     """One port on the loopback; ``close`` ends it and its connections."""
 
-    def __init__(self, loop: Loop, relay: Relay) -> None:
-        """Raises ``OSError`` when somebody else has the port."""
+    def __init__(self, loop: Loop, relay: Relay, everybody: set[RelayConnection]) -> None:
+        """``everybody`` are the connections of all relays. Raises ``OSError`` when somebody else has the port."""
         self._loop = loop
         self._relay = relay
-        self._connections: set[_Pair] = set()
+        self._everybody = everybody
+        self._connections: set[RelayConnection] = set()
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            self._socket.bind((ADDRESS, relay.host_port))
+            self._socket.bind((relay.listens, relay.host_port))
             self._socket.listen(BACKLOG)
         except BaseException:
             self._socket.close()
@@ -55,6 +59,9 @@ class RelayListener:
             client, _ = self._socket.accept()
         except OSError:
             return
+        if len(self._everybody) >= LIMIT:
+            client.close()
+            return
         client.setblocking(False)
         family = socket.AF_INET6 if ":" in self._relay.address else socket.AF_INET
         server = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -65,15 +72,22 @@ class RelayListener:
             client.close()
             server.close()
             return
-        self._connections.add(_Pair(self._loop, client, server, self._connections))
+        pair = RelayConnection(self._loop, client, server, (self._connections, self._everybody))
+        self._connections.add(pair)
+        self._everybody.add(pair)
 
 
-class _Pair:
+class RelayConnection:
     """A client and the container's server, with at most a chunk on its way in each direction."""
 
-    def __init__(self, loop: Loop, client: socket.socket, server: socket.socket, others: set[_Pair]) -> None:
+    def __init__(
+        self, loop: Loop, client: socket.socket, server: socket.socket, listed: tuple[set[RelayConnection], ...]
+    ) -> None:
+        """It takes itself out of the sets where it is ``listed`` when it ends."""
         self._loop = loop
-        self._others = others
+        self._listed = listed
+        for sock in (client, server):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a peer that vanished would stay for ever
         self._peer = {client: server, server: client}
         self._pending: dict[socket.socket, bytes] = {client: b"", server: b""}
         """What is still to be written to a socket."""
@@ -84,7 +98,8 @@ class _Pair:
 
     def close(self) -> None:
         """Close both. Idempotent."""
-        self._others.discard(self)
+        for connections in self._listed:
+            connections.discard(self)
         for sock in self._peer:
             self._loop.forget(sock)
 

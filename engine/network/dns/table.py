@@ -28,7 +28,7 @@ class Record(NamedTuple):
     ``links`` are names only this container uses, by alias. ``servers`` are asked from within the container's namespace
     (``--dns``), ``host_servers`` from the host's; without either the host's resolv.conf holds. Without ``forward`` no
     question leaves the machine. Without ``asks`` the container has no server of ours, only ``relays`` on the host's
-    loopback.
+    IPv6 addresses.
     """
 
     id: str
@@ -53,7 +53,7 @@ def decode(document: dict[str, Any]) -> Record:
         servers=tuple(document["servers"]),
         host_servers=tuple(document["host_servers"]),
         asks=bool(document["asks"]),
-        relays=tuple(Relay(int(port), str(address), int(to)) for port, address, to in document["relays"]),
+        relays=tuple(Relay(int(port), str(address), int(to), str(at)) for port, address, to, at in document["relays"]),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Interface
@@ -67,6 +68,55 @@ def test_published_ports_by_both_versions(on_private_host: Run) -> None:
         ]
         with pytest.raises(Internal, match=r"Bind for \[::\]:8080 failed: port is already allocated"):
             await host.up(host.request(3, mode="blue", ports={"80/tcp": ":::8080"}))
+
+    on_private_host(scenario)
+
+
+def test_ports_of_containers_without_ipv6_are_published_by_it(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        wire_ipv6(host)
+        ports = {"80/tcp": "8080", "81/tcp": "0.0.0.0:8081", "82/tcp": "127.0.0.1:8082"}
+        request = host.request(1, ports=ports)
+        await host.up(request)
+        for port in (80, 81, 82):
+            host.serve(1, port)
+        await host.service.nameserver.statistics()  # a question behind the one that opened them
+        assert host.ask(host.outside, HOST6, 8080) == host.ask(None, HOST6, 8080) == "172.17.0.1"
+        assert host.ask(None, "::1", 8080) == host.ask(None, "::1", 8081) == "172.17.0.1"
+        for port in (8081, 8082):
+            assert host.ask(host.outside, HOST6, port) == "", "asked for on IPv4 alone"
+        found = host.service.settings(request)["Ports"]
+        assert found["80/tcp"] == [{"HostIp": ip, "HostPort": "8080"} for ip in ("0.0.0.0", "::")]
+        assert [binding["HostIp"] for binding in found["81/tcp"]] == ["0.0.0.0"]
+
+        nft("add rule inet gantry user-published iifname != lo tcp dport 8080 drop")
+        assert host.ask(host.outside, HOST6, 8080, 0.5) == "", "the administrator's rules hold for what is relayed"
+        assert host.ask(None, "::1", 8080) == "172.17.0.1"
+        nft("flush chain inet gantry user-published")
+
+        await host.service.close()
+        assert host.ask(host.outside, HOST6, 8080) == "172.17.0.1", "without an engine"
+        host.service = host.new_service()
+        await host.service.restore(frozenset({request.container_id}))
+        assert host.ask(host.outside, HOST6, 8080) == "172.17.0.1"
+        assert "8080" in nft("list set inet gantry relayed")
+        await host.service.close_sandbox(request.container_id)
+        assert host.ask(host.outside, HOST6, 8080) == ""
+        assert "8080" not in nft("list set inet gantry relayed")
+
+    on_private_host(scenario)
+
+
+def test_an_ipv6_port_of_another_program_is_left_to_it(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        with socket.socket(socket.AF_INET6) as other:
+            other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            other.bind(("::", 8080))
+            other.listen()
+            request = host.request(1, ports={"80/tcp": "8080"})
+            await host.up(request)
+            found = host.service.settings(request)["Ports"]["80/tcp"]
+            assert found == [{"HostIp": "0.0.0.0", "HostPort": "8080"}]
 
     on_private_host(scenario)
 

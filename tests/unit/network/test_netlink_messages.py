@@ -91,6 +91,8 @@ def test_port_rules_of_every_kind() -> None:
     )
     routed = PortRule(IPv4Address(0), "sctp", 0, IPv4Address("172.17.0.2"), 53)
     assert (routed.place, routed.key().hex(), routed.data()) == ("open", "ac1100028400000000350000", None)
+    relayed = PortRule(IPv6Address("::"), "tcp", 8080, IPv4Address("172.17.0.2"), 80)
+    assert (relayed.place, relayed.key().hex(), relayed.data()) == ("relayed", "060000001f900000", None)
 
 
 def test_rule_set_replaces_all_but_the_users_chains_in_one_batch() -> None:
