@@ -69,21 +69,6 @@ def control(slave: int) -> None:
         os.close(slave)
 
 
-def adopt_null(root: Root) -> None:
-    """Replace standard streams that are the host's null device by the container's: criu knows only files of its own."""
-    null = os.makedev(1, 3)
-    streams = [number for number in (0, 1, 2) if os.fstat(number).st_rdev == null]
-    own = root.open_or_none("/dev/null") if streams else None
-    if own is None:
-        return
-    if is_device(own, 1, 3):
-        opened = os.open(f"/proc/self/fd/{own}", os.O_RDWR | os.O_CLOEXEC)
-        for number in streams:
-            os.dup2(opened, number)
-        os.close(opened)
-    os.close(own)
-
-
 def size_of(process: dict[str, object], wanted: tuple[int, int] | None) -> tuple[int, int] | None:
     """(rows, columns) for a process: what the caller wants, else ``process.consoleSize``."""
     if wanted is not None:

@@ -150,7 +150,7 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     _run_operations(task.plan.setup, root)
     slave = _make_terminal(task, root)
     if slave is None:
-        console.adopt_null(root)
+        rootfs.adopt_null(root)
     _run_hooks(task)
     _run_operations(task.plan.finish, root)
     _set_sysctls(task.linux.get("sysctl") or {})
