@@ -7,10 +7,11 @@ where the standard streams pointed. Source: criu(8).
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from runc_py import state, syscalls
@@ -18,6 +19,7 @@ from runc_py.errors import InvalidState, NotBuilt, RuntimeFailure
 from runc_py.light import os
 
 if TYPE_CHECKING:
+    from runc_py import criu_rpc
     from runc_py.runtime import Launched, Runtime
 
 DESCRIPTORS = "descriptors.json"
@@ -54,6 +56,11 @@ def checkpoint_container(
     streams = [os.readlink(f"/proc/{container.pid}/fd/{number}") for number in (0, 1, 2)]
     with open(f"{options.images}/{DESCRIPTORS}", "w", encoding="utf-8") as file:
         json.dump(streams, file)
+    if freezer := _freezer(container.cgroup):
+        options = options._replace(flags=[*options.flags, "--freeze-cgroup", freezer])
+    if _has_terminal(container.spec):
+        _dump_with_terminal(container, options, leave_running=leave_running, pre_dump=pre_dump)
+        return
     command = [options.program, "pre-dump" if pre_dump else "dump", "--tree", str(container.pid)]
     command += _common(options, "dump.log", container.rootfs, container.spec)
     command += [f"--manage-cgroups={options.cgroup_mode}"]
@@ -63,6 +70,33 @@ def checkpoint_container(
         command.append("--leave-running")
     _, status_word = os.waitpid(_spawn(command), 0)
     if status_word:
+        raise _criu_failure("checkpoint", options, "dump.log", status_word)
+
+
+def _freezer(record: dict[str, Any]) -> str:
+    """The directory that freezes the container: criu stops all of it at once there, and copes with a paused one."""
+    from runc_py import cgroups
+
+    paths = cgroups.load(record).paths
+    unified = paths.get("", "")
+    return paths.get("freezer") or (unified if os.path.exists(f"{unified}/cgroup.freeze") else "")
+
+
+def _dump_with_terminal(container: Any, options: CriuOptions, *, leave_running: bool, pre_dump: bool) -> None:
+    from runc_py import criu_rpc
+
+    job = criu_rpc.Job(
+        criu_rpc.PRE_DUMP if pre_dump else criu_rpc.DUMP,
+        container.rootfs,
+        "dump.log",
+        [f"mnt[{destination}]:{destination}" for destination, _ in outside_mounts(container.spec, container.bundle)],
+        _flags_with_config(options, container.spec),
+        options.cgroup_mode,
+        container.pid,
+        leave_running or pre_dump,
+    )
+    outcome, status_word = _by_protocol(options, job, os.execv)
+    if not outcome.done:
         raise _criu_failure("checkpoint", options, "dump.log", status_word)
 
 
@@ -102,8 +136,8 @@ def restore_container(
 
 
 def _restore(creation: Any, options: CriuOptions) -> Launched:
-    from runc_py.runtime import Launched
-
+    if _has_terminal(creation.spec):
+        return _restore_with_terminal(creation, options)
     pid_file = f"{creation.directory}/criu.pid"
     command = [options.program, "restore", "--restore-detached", "--restore-sibling", "--pidfile", pid_file]
     command += _common(options, "restore.log", creation.rootfs, creation.spec)
@@ -122,12 +156,65 @@ def _restore(creation: Any, options: CriuOptions) -> Launched:
     if status_word:
         raise _criu_failure("restore", options, "restore.log", status_word)
     with open(pid_file, encoding="ascii") as file:
-        restored = int(file.read())
+        return _restored(creation, int(file.read()), None)
+
+
+def _restore_with_terminal(creation: Any, options: CriuOptions) -> Launched:
+    """criu makes the terminal anew, in the container's devpts, and sends the master."""
+    from runc_py import criu_rpc
+
+    _saved_streams(options.images)
+    mounts = outside_mounts(creation.spec, creation.state.bundle)
+    external = [f"mnt[{destination}]:{source}" for destination, source in mounts]
+    flags = _flags_with_config(options, creation.spec)
+    job = criu_rpc.Job(criu_rpc.RESTORE, creation.rootfs, "restore.log", external, flags)
+    outcome, status_word = _by_protocol(options, job, lambda _, command: _become_criu(creation, command))
+    if not outcome.done or not outcome.pid:
+        raise _criu_failure("restore", options, "restore.log", status_word)
+    return _restored(creation, outcome.pid, outcome.console)
+
+
+def _by_protocol(
+    options: CriuOptions, job: criu_rpc.Job, become: Callable[[str, list[str]], object]
+) -> tuple[criu_rpc.Outcome, int]:
+    """Run criu for one request: what came of it, and its ``waitpid`` status. ``become`` executes it, in a child."""
+    from runc_py import criu_rpc, light
+
+    work = options.work or options.images
+    os.makedirs(work, 0o700, exist_ok=True)
+    held = [os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in (options.images, work)]
+    message = criu_rpc.request(job, *held)
+    ours, theirs = light.socketpair(light.SOCK_SEQPACKET)
+    pid, pidfd = syscalls.clone(syscalls.CLONE_NEWNS)
+    if pid == 0:
+        try:
+            spare = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, criu_rpc.SOCKET + 1)  # so that the copy differs
+            os.dup2(spare, criu_rpc.SOCKET)
+            become(options.program, [options.program, "swrk", str(criu_rpc.SOCKET)])
+        finally:
+            os._exit(127)
+    os.close(pidfd)
+    theirs.close()
+    with ours:
+        outcome = criu_rpc.converse(ours, message)
+    for descriptor in held:
+        os.close(descriptor)
+    return outcome, os.waitpid(pid, 0)[1]
+
+
+def _has_terminal(spec: dict[str, Any]) -> bool:
+    return bool((spec.get("process") or {}).get("terminal"))
+
+
+def _restored(creation: Any, restored: int, console: int | None) -> Launched:
+    """Keep the record of the restored process."""
+    from runc_py.runtime import Launched
+
     creation.pid = creation.state.pid = restored
     found = state.process_status(restored)
     creation.state.ticks = found[1] if found else 0
     creation.state.save()
-    return Launched(restored, os.pidfd_open(restored), None)
+    return Launched(restored, os.pidfd_open(restored), console)
 
 
 def _become_criu(creation: Any, command: list[str]) -> NoReturn:
@@ -153,14 +240,25 @@ def _saved_streams(images: str) -> list[str]:
 
 
 def _common(options: CriuOptions, log: str, rootfs: str, spec: dict[str, Any]) -> list[str]:
-    config = (spec.get("annotations") or {}).get("org.criu.config") or "/etc/criu/runc.conf"
+    config = _config_file(spec)
     found = ["--images-dir", options.images, "--log-file", log, "-v4", "--root", rootfs, *options.flags]
-    if os.path.exists(config):
+    if config:
         found += ["--config", config]
     if not options.work:
         return found
     os.makedirs(options.work, 0o700, exist_ok=True)
     return [*found, "--work-dir", options.work]
+
+
+def _flags_with_config(options: CriuOptions, spec: dict[str, Any]) -> list[str]:
+    config = _config_file(spec)
+    return [*options.flags, *(["--config", config] if config else [])]
+
+
+def _config_file(spec: dict[str, Any]) -> str:
+    """criu's configuration for the container; empty when there is none."""
+    config = str((spec.get("annotations") or {}).get("org.criu.config") or "/etc/criu/runc.conf")
+    return config if os.path.exists(config) else ""
 
 
 def _spawn(command: list[str]) -> int:

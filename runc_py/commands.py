@@ -96,7 +96,7 @@ def _spec_of(options: Options, *, detach: bool) -> tuple[dict[str, Any], bool]:
     process = spec.get("process")
     if not process or not isinstance(process, dict):
         raise InvalidSpec("process: must be there to create a container")
-    terminal = _check_console(process, options.console_socket, detach=detach)
+    terminal = check_console(process, options.console_socket, detach=detach)
     specs.validate_spec(spec)
     _pass_listening_sockets(options, process)
     return spec, terminal
@@ -151,7 +151,7 @@ def _log_plan(context: Context, spec: dict[str, Any], bundle: str) -> None:
         context.report("debug", operation.describe())
 
 
-def _check_console(process: dict[str, Any], console_socket: str, *, detach: bool) -> bool:
+def check_console(process: dict[str, Any], console_socket: str, *, detach: bool) -> bool:
     terminal = bool(process.get("terminal"))
     if detach and terminal and not console_socket:
         raise InvalidState(
@@ -166,9 +166,9 @@ def _hand_over(context: Context, options: Options, launched: Launched, *, termin
     """Give pid, pidfd and terminal to those who asked for them; end the process when that fails."""
     try:
         if terminal and options.console_socket and launched.console is not None:
-            _send_descriptor(options.console_socket, launched.console, b"/dev/ptmx")
+            send_descriptor(options.console_socket, launched.console, b"/dev/ptmx")
         if options.pidfd_socket:
-            _send_descriptor(options.pidfd_socket, launched.pidfd, b"pidfd")
+            send_descriptor(options.pidfd_socket, launched.pidfd, b"pidfd")
         if options.pid_file:
             write_pid_file(options.pid_file, launched.pid)
     except OSError as error:
@@ -179,7 +179,7 @@ def _hand_over(context: Context, options: Options, launched: Launched, *, termin
         raise RuntimeFailure(f"cannot hand over the process: {error}") from error
 
 
-def _send_descriptor(path: str, fd: int, name: bytes) -> None:
+def send_descriptor(path: str, fd: int, name: bytes) -> None:
     with light.open_socket(light.AF_UNIX, light.SOCK_STREAM) as peer:
         peer.connect(path)
         light.send_fds(peer, name, [fd])
@@ -232,7 +232,7 @@ def command_exec(context: Context, arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     runtime = context.runtime()
     process = _process_of(options, runtime.root)
-    terminal = _check_console(process, options.console_socket, detach=options.detach)
+    terminal = check_console(process, options.console_socket, detach=options.detach)
     launched = runtime.exec(
         options.id,
         process,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runc_py.commands import command_parser, write_pid_file
+from runc_py.commands import check_console, command_parser, send_descriptor, write_pid_file
 from runc_py.light import os
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def restore(context: Context, arguments: list[str]) -> int:
     parser.add_argument("-b", "--bundle", default=".", help="bundle directory (default: the current one)")
     parser.add_argument("-d", "--detach", action="store_true", help="do not wait for the container")
     parser.add_argument("--pid-file", default="", help="file to write the process id to")
+    parser.add_argument("--console-socket", default="", help="AF_UNIX socket that receives the terminal's master")
     parser.add_argument("--no-subreaper", action="store_true", help="accepted for runc's sake")
     parser.add_argument("--no-pivot", action="store_true", help="accepted for runc's sake")
     for flag in LABELS:
@@ -83,11 +84,14 @@ def restore(context: Context, arguments: list[str]) -> int:
     parser.add_argument("id", metavar="CONTAINER")
     options = parser.parse_args(arguments)
     spec = specs.load_spec(options.bundle)
+    check_console(spec.get("process") or {}, options.console_socket, detach=options.detach)
     labels = [(flag, getattr(options, flag[2:].replace("-", "_"))) for flag in LABELS]
     criu = _criu_options(context, options, [word for pair in labels if pair[1] for word in pair])
     launched = restore_container(context.runtime(), options.id, options.bundle, spec, criu)
     if options.pid_file:
         write_pid_file(options.pid_file, launched.pid)
+    if options.console_socket and launched.console is not None:
+        send_descriptor(options.console_socket, launched.console, b"/dev/ptmx")
     if options.detach:
         return 0
     foreground.forward_signals(launched)

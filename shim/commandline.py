@@ -103,8 +103,6 @@ class CommandLine:
             raise
 
     def restore(self, request: CreateRequest, path: str) -> Launched:
-        if request.stdio is None:
-            raise errors.Unimplemented(f"{request.container_id}: a container with a terminal cannot be restored")
         rootfs = f"{self._bundle}/rootfs"
         mounts.mount_rootfs(rootfs, request.rootfs)
         try:

@@ -101,5 +101,7 @@ def test_what_cannot_be_restored_is_an_error_and_leaves_nothing(ready: Host, ima
     with pytest.raises(CallError, match="does not exist"):
         shim.client.call("State", id="c")
     terminal = ready.shim("d", ["sleep", "60"], terminal=True)
-    with pytest.raises(CallError, match="terminal"):
+    with pytest.raises(CallError, match="criu failed"):
         terminal.create(checkpoint=str(images), terminal=True)
+    with pytest.raises(CallError, match="holds no checkpoint"):
+        terminal.create(checkpoint="/nonexistent", terminal=True)
