@@ -53,7 +53,7 @@ def checkpoint_container(
     if status not in ("running", "paused"):
         raise InvalidState(f"cannot checkpoint container {container_id}: it is {status}")
     os.makedirs(options.images, 0o700, exist_ok=True)
-    streams = [os.readlink(f"/proc/{container.pid}/fd/{number}") for number in (0, 1, 2)]
+    streams = _streams(container.pid)
     with open(f"{options.images}/{DESCRIPTORS}", "w", encoding="utf-8") as file:
         json.dump(streams, file)
     if freezer := _freezer(container.cgroup):
@@ -66,11 +66,31 @@ def checkpoint_container(
     command += [f"--manage-cgroups={options.cgroup_mode}"]
     for destination, _ in outside_mounts(container.spec, container.bundle):
         command += ["--external", f"mnt[{destination}]:{destination}"]
+    command += [word for name in dict.fromkeys(streams) if name.startswith("file[") for word in ("--external", name)]
     if leave_running and not pre_dump:
         command.append("--leave-running")
     _, status_word = os.waitpid(_spawn(command), 0)
     if status_word:
         raise _criu_failure("checkpoint", options, "dump.log", status_word)
+
+
+def _streams(pid: int) -> list[str]:
+    """Where the standard streams point: ``pipe:[…]``, a path of the container, or ``file[mount:inode]`` outside of it.
+
+    The last is what criu calls a file (FIFO, null device) that is there at the restore as well.
+    """
+    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        inside = {line.split(" ", 1)[0] for line in file}
+    found = []
+    for number in (0, 1, 2):
+        name = os.readlink(f"/proc/{pid}/fd/{number}")
+        if name.startswith("/"):
+            with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
+                mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+            if mount not in inside:
+                name = f"file[{int(mount):x}:{os.stat(f'/proc/{pid}/fd/{number}').st_ino:x}]"
+        found.append(name)
+    return found
 
 
 def _freezer(record: dict[str, Any]) -> str:
@@ -146,7 +166,7 @@ def _restore(creation: Any, options: CriuOptions) -> Launched:
     for destination, source in outside_mounts(creation.spec, creation.state.bundle):
         command += ["--external", f"mnt[{destination}]:{source}"]
     for number, name in enumerate(_saved_streams(options.images)):
-        if name.startswith(("pipe:", "socket:")):
+        if name.startswith(("pipe:", "socket:", "file[")):
             command += ["--inherit-fd", f"fd[{number}]:{name}"]
     pid, pidfd = syscalls.clone(syscalls.CLONE_NEWNS)
     if pid == 0:

@@ -149,8 +149,6 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     root = rootfs.mount_rootfs(task.rootfs_path, task.options.layers, task.linux.get("rootfsPropagation") or "")
     _run_operations(task.plan.setup, root)
     slave = _make_terminal(task, root)
-    if slave is None:
-        rootfs.adopt_null(root)
     _run_hooks(task)
     _run_operations(task.plan.finish, root)
     _set_sysctls(task.linux.get("sysctl") or {})

@@ -10,7 +10,7 @@ from runc_py import operations, syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.light import TYPE_CHECKING, os
 from runc_py.mount_options import classic_flags, parse_options
-from runc_py.paths import Root, is_device
+from runc_py.paths import Root
 from runc_py.spec import Spec
 
 if TYPE_CHECKING:
@@ -146,21 +146,6 @@ def mount_rootfs(path: str, mounts: Sequence[RootfsMount], propagation: str) -> 
         _make_parent_private(path)
         syscalls.mount(path, path, "bind", syscalls.MS_BIND | syscalls.MS_REC)
     return Root(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
-
-
-def adopt_null(root: Root) -> None:
-    """Replace standard streams that are the host's null device by the container's: criu knows only files of its own."""
-    null = os.makedev(1, 3)
-    streams = [number for number in (0, 1, 2) if os.fstat(number).st_rdev == null]
-    own = root.open_or_none("/dev/null") if streams else None
-    if own is None:
-        return
-    if is_device(own, 1, 3):
-        opened = os.open(f"/proc/self/fd/{own}", os.O_RDWR | os.O_CLOEXEC)
-        for number in streams:
-            os.dup2(opened, number)
-        os.close(opened)
-    os.close(own)
 
 
 def _mount_layer(entry: RootfsMount, path: str) -> None:
