@@ -6,6 +6,7 @@ ends, so that nothing is lost to a collection and nothing stays when its last na
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import secrets
@@ -187,18 +188,27 @@ class Containerd:
     # Leases and snapshots
 
     @contextlib.asynccontextmanager
-    async def leased(self) -> AsyncIterator[Metadata]:
-        """A lease for the time of the block; its value is the ``metadata=`` of calls that create things."""
+    async def leased(self, *kept: Descriptor) -> AsyncIterator[Metadata]:
+        """A lease for the time of the block; its value is the ``metadata=`` of calls that create things.
+
+        It keeps ``kept`` from collections too, with what they refer to.
+        """
         until = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         lease = f"gantry-{secrets.token_hex(12)}"
         # Nobody else makes a lease of that name: one that exists is ours, of a supervisor that died before it said so.
         with contextlib.suppress(AlreadyExists), translated():
             await self.backend.leases.Create(leases_pb2.CreateRequest(id=lease, labels={GC_EXPIRE: until}))
         try:
+            await asyncio.gather(*(self._keep(lease, digest) for digest in {blob.digest for blob in kept}))
             yield self.backend.with_lease(lease)
         finally:
             with contextlib.suppress(NotFound), translated():
                 await self.backend.leases.Delete(leases_pb2.DeleteRequest(id=lease))
+
+    async def _keep(self, lease: str, digest: str) -> None:
+        resource = leases_pb2.Resource(id=digest, type="content")
+        with contextlib.suppress(AlreadyExists), translated():
+            await self.backend.leases.AddResource(leases_pb2.AddResourceRequest(id=lease, resource=resource))
 
     async def snapshot_exists(self, key: str) -> bool:
         """Whether the snapshot is there."""

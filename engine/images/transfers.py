@@ -143,6 +143,8 @@ class Transfers:
         """Docker's messages of one pull; the image is unpacked, named and told of when they end."""
         platform = platform or self._catalog.wanted
         before = await self._names.current(reference)
+        # Between the name's change and its next one no collection may take what the name leaves.
+        held = () if before is None else (before.target,)
         shown = reference.digest or reference.tag
         path = reference.path if reference.host != "" else reference.familiar_name
 
@@ -157,7 +159,7 @@ class Transfers:
         target: Descriptor | None = None
         try:
             async with (
-                self._containerd.leased() as metadata,
+                self._containerd.leased(*held) as metadata,
                 contextlib.aclosing(self._events(build, metadata, credentials)) as events,
             ):
                 async for event in events:
@@ -222,7 +224,8 @@ class Transfers:
         before = {record.name: record for record in await self._containerd.list()}
         translate = Translator(Translator.LOAD)
         saved: dict[str, Descriptor] = {}
-        async with self._containerd.leased() as metadata, Stream(self._containerd.backend, metadata) as archive:
+        held = (record.target for record in before.values())  # as in a pull: which of them lose their name is not known
+        async with self._containerd.leased(*held) as metadata, Stream(self._containerd.backend, metadata) as archive:
 
             def build(auth: str) -> tuple[Message, Message]:
                 wanted = platform_message(platform)

@@ -70,6 +70,24 @@ def test_pull_by_digest_and_all_tags(house: Engine) -> None:
     assert {"1", "2"} <= set(tags)
 
 
+@pytest.mark.parametrize("way", ["pull", "load"])
+def test_a_name_that_comes_anew_leaves_its_image_without_one(house: Engine, way: str, busybox_tar: bytes) -> None:
+    name = f"{NAME}:{way}"
+    made = [house.docker("import", "-c", f"LABEL n={n}", "-", name, stdin=busybox_tar).stdout.strip() for n in "ab"]
+    archive = str(house.host.base / "moved.tar")
+    if way == "pull":
+        house.docker("push", "-q", name)
+    else:
+        house.docker("save", "-o", archive, name)
+    house.docker("tag", made[0], name)
+    house.docker("rmi", made[1])
+    house.docker(*(("pull", "-q", name) if way == "pull" else ("load", "-q", "-i", archive)))
+    shown = json.loads(house.docker("image", "inspect", name, made[0]).stdout)
+    assert [(image["Id"], image["RepoTags"]) for image in shown] == [(made[1], [name]), (made[0], [])]
+    assert house.docker("run", "--rm", made[0], "echo", "still whole").stdout == "still whole\n"
+    house.docker("rmi", name, made[0])
+
+
 def test_what_is_not_there_is_said_before_the_stream_begins(house: Engine) -> None:
     status, body = house.api("POST", "/images/create?fromImage=localhost:5000/team/box&tag=nosuch")
     assert (status, body["message"]) == (

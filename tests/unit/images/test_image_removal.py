@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import cast
 
 import msgspec
 import pytest
 
+from engine.backend import Backend
 from engine.images.catalog import Catalog
 from engine.images.containerd import Containerd
 from engine.images.names import Names, check_name
 from engine.images.removal import Remover
 from oci import reference as references
 from oci.errors import FailedPrecondition, InvalidArgument
-from oci.image import Descriptor, Manifest, Platform
+from oci.image import MEDIA_MANIFEST, Descriptor, Manifest, Platform
+from protos.containerd import leases_pb2
 from tests.support.images import MemoryContainerd
 
 BUSYBOX = "docker.io/library/busybox"
@@ -175,6 +178,36 @@ def test_a_collection_while_a_name_moves_spares_the_image_it_leaves() -> None:
     asyncio.run(house.names.assign(references.parse("busybox:2"), old))
     assert set(house.store.records) == {f"{BUSYBOX}:1", f"{BUSYBOX}:2"}, "both have a name"
     assert not asyncio.run(house.catalog.find(second)).dangling
+
+
+class Leases:
+    """containerd's service of leases, as far as ``leased`` uses it."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, set[str]] = {}
+
+    async def Create(self, request: leases_pb2.CreateRequest) -> None:
+        self.kept[request.id] = set()
+
+    async def AddResource(self, request: leases_pb2.AddResourceRequest) -> None:
+        assert request.resource.type == "content"
+        self.kept[request.id].add(request.resource.id)
+
+    async def Delete(self, request: leases_pb2.DeleteRequest) -> None:
+        del self.kept[request.id]
+
+
+def test_a_lease_keeps_what_a_name_may_leave_until_it_ends() -> None:
+    leases = Leases()
+    backend = SimpleNamespace(leases=leases, with_lease=lambda lease: lease)
+    blobs = [Descriptor(MEDIA_MANIFEST, digest, 1) for digest in ("sha256:a", "sha256:b", "sha256:a")]
+
+    async def scenario() -> None:
+        async with Containerd(cast(Backend, backend)).leased(*blobs) as lease:
+            assert leases.kept == {cast(str, lease): {"sha256:a", "sha256:b"}}
+        assert leases.kept == {}
+
+    asyncio.run(scenario())
 
 
 def test_scratch_is_no_name() -> None:
