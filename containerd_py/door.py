@@ -1,9 +1,10 @@
 """``containerd.sock``: gRPC's door. grpc is loaded when the first client speaks, and most daemons never see one.
 
 Rule: a client cannot tell. The socket listens from the start; what speaks there before grpc does is held back while
-grpc is loaded and then passed on to it, byte by byte, for as long as the connection lasts. Meanwhile grpc's own socket
-has taken over the name, by one ``rename``, so that all later clients reach it directly and none finds the door closed.
-Whoever connects and says nothing (a probe whether the daemon lives) loads nothing.
+grpc is loaded and then passed on to it, byte by byte. Meanwhile grpc's own socket has taken over the name, by one
+``rename``, so that all later clients reach it directly and none finds the door closed; those who came early are asked
+to connect once more, as gRPC does it, without a call lost. Whoever connects and says nothing (a probe whether the
+daemon lives) loads nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from containerd_py.settings import Tcp
 
 MODE = 0o660
 BACKLOG = 1024
+NEW, EARLY = "s", "e"
+"""Sockets in the directory beside the address."""
 
 _log = structlog.get_logger("containerd_py.door")
 
@@ -48,8 +51,8 @@ class Door:
             _log.info("serving TCP", address=self._tcp.address, clients_verified=bool(self._tcp.authority))
             return
         listener = socket.socket(socket.AF_UNIX)
-        with _replacing(self.address) as path:
-            listener.bind(path)
+        with _replacing(self.address) as directory:
+            listener.bind(f"{directory}/{NEW}")
             listener.listen(BACKLOG)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_unix_server(
@@ -65,8 +68,13 @@ class Door:
     async def _open(self) -> None:
         # In a thread: it takes 0.1 s, and calls over ttrpc need not wait for it.
         server = await asyncio.to_thread(importlib.import_module, "containerd_py.grpc_server")
-        with _replacing(self.address) as path:
-            self._stop = await server.serve(self._servicers, path, self._tcp)
+        with _replacing(self.address) as directory:
+            self._stop = await server.serve(self._servicers, f"{directory}/{NEW}", f"{directory}/{EARLY}", self._tcp)
+
+    @property
+    def early(self) -> str:
+        """Where grpc takes what is passed on."""
+        return f"{_directory(self.address)}/{EARLY}"
 
     async def close(self) -> None:
         """End all connections; gRPC calls in flight have ``grpc_server.STOP_GRACE`` seconds."""
@@ -79,28 +87,32 @@ class Door:
             await self._stop()
         for client in tuple(self._clients):
             client.abort()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.address)
+        for path in (self.address, self.early):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        with contextlib.suppress(OSError):
+            os.rmdir(_directory(self.address))
+
+
+def _directory(address: str) -> str:
+    return f"{address}.d"
 
 
 @contextlib.contextmanager
 def _replacing(address: str) -> Iterator[str]:
-    """A path where the block binds a socket, which then takes the name ``address``, whoever had it.
+    """A directory where the block binds the socket ``NEW``, which then takes the name ``address``, whoever had it.
 
-    The directory is closed to others until the socket has its mode: a umask would be everybody's in this process.
+    The directory is closed to others: a umask, which would keep them from the socket until it has its mode, would be
+    everybody's in this process.
     """
-    directory = f"{address}.d"
-    path = f"{directory}/s"
+    directory = _directory(address)
     os.makedirs(directory, 0o700, exist_ok=True)
-    try:
+    for name in (NEW, EARLY):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        yield path
-        os.chmod(path, MODE)
-        os.rename(path, address)
-    finally:
-        with contextlib.suppress(OSError):
-            os.rmdir(directory)
+            os.unlink(f"{directory}/{name}")
+    yield directory
+    os.chmod(f"{directory}/{NEW}", MODE)
+    os.rename(f"{directory}/{NEW}", address)
 
 
 class _End(asyncio.Protocol):
@@ -174,7 +186,7 @@ class _Client(_End):
             if self.transport is None:  # gone meanwhile
                 return
             client = self.transport
-            connecting = asyncio.get_running_loop().create_unix_connection(lambda: _End(client), self._door.address)
+            connecting = asyncio.get_running_loop().create_unix_connection(lambda: _End(client), self._door.early)
             _, far = await connecting
         except Exception as error:
             _log.error("gRPC cannot be served", address=self._door.address, error=str(error))

@@ -6,9 +6,9 @@ threads. It is the one place where an error becomes a gRPC status.
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, cast
 
 import grpc
@@ -27,22 +27,33 @@ OPTIONS = (
 STOP_GRACE = 0.5
 """Seconds calls in flight have at SIGTERM. A Wait may last for days, so this is what every stop costs."""
 
+EARLY_OPTIONS = (*OPTIONS, ("grpc.max_connection_age_ms", 1000))
+"""Whose bytes are passed on by ``containerd_py.door`` is asked to connect again after a second, for a straight way.
+
+gRPC does that without a loss: what was begun on the connection goes on there, what is new takes another one.
+"""
+
 _STATUS = {status.value[0]: status for status in grpc.StatusCode}
 
 
-async def serve(servicers: Iterable[object], path: str, tcp: Tcp) -> Callable[[], Any]:
-    """Listen on the socket ``path`` and on ``tcp``. Returns the coroutine function that ends it.
+async def serve(servicers: Sequence[object], path: str, early: str, tcp: Tcp) -> Callable[[], Awaitable[object]]:
+    """Listen on the socket ``path``, on ``early`` and on ``tcp``. Returns the coroutine function that ends it.
 
     Raises ``FailedPrecondition`` when the TCP address cannot be had.
     """
-    server = grpc.aio.server(options=OPTIONS)
-    for servicer in servicers:
-        add(server, servicer)
+    server, forerunner = _server(servicers, path, OPTIONS), _server(servicers, early, EARLY_OPTIONS)
     if tcp.address:
         add_port(server, tcp)
+    await asyncio.gather(server.start(), forerunner.start())
+    return lambda: asyncio.gather(server.stop(STOP_GRACE), forerunner.stop(STOP_GRACE))
+
+
+def _server(servicers: Iterable[object], path: str, options: Sequence[tuple[str, int]]) -> grpc.aio.Server:
+    server = grpc.aio.server(options=options)
+    for servicer in servicers:
+        add(server, servicer)
     server.add_insecure_port(f"unix:{path}")
-    await server.start()
-    return functools.partial(server.stop, STOP_GRACE)
+    return server
 
 
 def add(server: grpc.aio.Server, servicer: object) -> None:

@@ -46,6 +46,7 @@ KEYS = (
 """What is read of containerd's configuration file."""
 
 DEFERRED = (
+    "ssl",  # with enumerations of all that OpenSSL knows, 1.5 MB
     "hashlib",  # with OpenSSL's libcrypto, 3.5 MB
     "secrets",  # imports hashlib
     "bz2",
@@ -55,8 +56,11 @@ DEFERRED = (
     "random",
     "google.protobuf.internal.python_message",  # protobuf's messages in Python, where there are none in C: 0.8 MB
     "google.protobuf.text_format",
+    "msgspec.inspect",
+    "msgspec.toml",
+    "msgspec.yaml",
 )
-"""What an idle daemon has no need of; asyncio's ssl is 1.5 MB more."""
+"""What an idle daemon has no need of."""
 
 
 class StartError(Exception):
@@ -65,6 +69,7 @@ class StartError(Exception):
 
 def main() -> None:
     """Entry point of the console script."""
+    frugal.defer(*DEFERRED)
     arguments = _parser().parse_args()
     try:
         settings = _settings(arguments)
@@ -179,8 +184,7 @@ def serve(settings: Settings) -> None:
         from containerd_py.tcp import check_files
 
         check_files(settings.tcp)
-    frugal.import_asyncio_without_ssl()
-    frugal.defer(*DEFERRED)
+    frugal.import_asyncio()
     os.makedirs(settings.root, 0o711, exist_ok=True)
     os.makedirs(settings.state, 0o711, exist_ok=True)
     os.makedirs(f"{settings.state}/s", 0o711, exist_ok=True)

@@ -1,6 +1,7 @@
 """``gantryd``: read the configuration, start containerd-py, then import the engine while it comes up.
 
-Rule: nothing heavy is imported before containerd-py is started, so that the two starts overlap.
+Rule: nothing heavy is imported before containerd-py is started, so that the two starts overlap; and nothing of ours
+before it is said what is deferred.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from engine.config import Config, load, refuse_plain_tcp, registry_flags, reloaded
-from engine.supervise import Supervisor
 from oci import frugal, trace
 from oci.errors import AlreadyExists, GantryError
 from oci.version import __version__
 
 if TYPE_CHECKING:
     from engine.app import App
+    from engine.config import Config
+    from engine.supervise import Supervisor
 
 DEFERRED = (
+    "ssl",  # with enumerations of all that OpenSSL knows, 1.5 MB
     "hashlib",  # with OpenSSL's libcrypto, 3.5 MB
     "secrets",  # imports hashlib
     "bz2",
@@ -32,8 +34,11 @@ DEFERRED = (
     "random",
     "google.protobuf.internal.python_message",  # protobuf's messages in Python, where there are none in C: 0.8 MB
     "google.protobuf.text_format",
+    "msgspec.inspect",
+    "msgspec.toml",
+    "msgspec.yaml",
 )
-"""What an idle engine has no need of; asyncio's ssl is 1.5 MB more."""
+"""What an idle engine has no need of."""
 
 
 def lock_pidfile(path: str) -> int:
@@ -86,6 +91,7 @@ async def serve(config: Config, supervisor: Supervisor | None, argv: list[str]) 
     import structlog
 
     from engine.app import App
+    from engine.config import load, reloaded
 
     if trace.directory:
         from engine import traced
@@ -114,6 +120,10 @@ def run(argv: list[str]) -> None:
     if "-v" in argv or "--version" in argv:
         sys.stdout.write(f"Gantry version {__version__}\n")
         return
+    frugal.defer(*DEFERRED)
+    from engine.config import load, refuse_plain_tcp, registry_flags
+    from engine.supervise import Supervisor
+
     config = load(argv)
     for host in config.hosts:
         refuse_plain_tcp(host, config)
@@ -126,8 +136,7 @@ def run(argv: list[str]) -> None:
     if not config.containerd:
         supervisor = Supervisor(paths, log_level=config.log_level, registry=registry_flags(config))
         supervisor.ensure()
-    frugal.import_asyncio_without_ssl()
-    frugal.defer(*DEFERRED)
+    frugal.import_asyncio()
     import asyncio
 
     configure_log(config.log_level)

@@ -47,33 +47,34 @@ def _nothing(_: ModuleType) -> None:
 
 
 def defer(*names: str) -> None:
-    """Import these modules when they are used. One that is there already stays; packages around them are imported."""
+    """Import these modules when they are used. One that is there already stays; packages around them are imported.
+
+    ``ssl``: then asyncio is to come by ``import_asyncio``, or it uses ssl at once.
+    """
     for name in names:
         if name in sys.modules:
             continue
-        sys.modules[name] = deferred = _Deferred(name, _nothing, _nothing)
+        hooks = (_tell_asyncio, _finish_asyncio) if name == "ssl" else (_nothing, _nothing)
+        sys.modules[name] = deferred = _Deferred(name, *hooks)
         package, _, short = name.rpartition(".")
         if package:  # where ``import package.short`` leaves it
             vars(importlib.import_module(package))[short] = deferred
 
 
-def import_asyncio_without_ssl() -> None:
-    """Import asyncio, and defer ssl, which it would import; asyncio does TLS as soon as somebody has used ssl.
-
-    Without an effect when asyncio is there already.
-    """
-    if "asyncio" in sys.modules or "ssl" in sys.modules:
+def import_asyncio() -> None:
+    """Import asyncio, without ssl where that is deferred; asyncio does TLS as soon as somebody has used ssl."""
+    deferred = sys.modules.get("ssl")
+    if "asyncio" in sys.modules or not isinstance(deferred, _Deferred):
         return
-    sys.modules["ssl"] = None  # type: ignore[assignment]  # so an import is told to fail; asyncio takes that for an answer
+    sys.modules["ssl"] = None  # type: ignore[assignment]  # an import is told to fail so; asyncio takes it for an answer
     try:
         importlib.import_module("asyncio")
     finally:
-        del sys.modules["ssl"]
-    sys.modules["ssl"] = _Deferred("ssl", _tell_asyncio, _finish_asyncio)
+        sys.modules["ssl"] = deferred
 
 
 def _tell_asyncio(ssl: ModuleType) -> None:
-    """Put ``ssl`` where asyncio noted that there is none. Nobody can have a TLS context before."""
+    """Put ``ssl`` where asyncio noted that there is none: before it is there, so nobody can have a context yet."""
     for name, module in tuple(sys.modules.items()):
         if name.startswith("asyncio.") and vars(module).get("ssl", module) is None:
             vars(module)["ssl"] = ssl
@@ -81,7 +82,8 @@ def _tell_asyncio(ssl: ModuleType) -> None:
 
 def _finish_asyncio(ssl: ModuleType) -> None:
     """What ``asyncio.sslproto`` makes of ssl when it is imported."""
-    vars(sys.modules["asyncio.sslproto"])["SSLAgainErrors"] = (ssl.SSLWantReadError, ssl.SSLSyscallError)
+    if "asyncio.sslproto" in sys.modules:
+        vars(sys.modules["asyncio.sslproto"])["SSLAgainErrors"] = (ssl.SSLWantReadError, ssl.SSLSyscallError)
 
 
 def give_back() -> None:

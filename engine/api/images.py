@@ -14,7 +14,6 @@ import msgspec
 from engine.http.messages import JSON, Answer, Request, Response, empty, json_response
 from engine.http.router import Route
 from engine.images import credentials
-from engine.images.bootstrap.recipes import Bootstrapper
 from engine.images.catalog import no_such_image
 from engine.images.commit import CommitRequest
 from engine.images.names import check_name
@@ -122,7 +121,6 @@ class ImagesApi:
 
     def __init__(self, images: ImageService) -> None:
         self._images = images
-        self._bootstrapper = Bootstrapper(images.importer)
 
     async def list_images(self, request: Request) -> Answer:
         """``GET /images/json``."""
@@ -316,7 +314,9 @@ class ImagesApi:
         return await progress(self._bootstrap(recipe, reference))
 
     async def _bootstrap(self, recipe: str, reference: Reference) -> AsyncIterator[Json]:
-        async with contextlib.aclosing(self._bootstrapper.make(recipe, reference)) as messages:
+        from engine.images.bootstrap.recipes import Bootstrapper  # for those who want it
+
+        async with contextlib.aclosing(Bootstrapper(self._images.importer).make(recipe, reference)) as messages:
             async for message in messages:
                 yield message
         self._images.changed()

@@ -1,4 +1,4 @@
-"""What the daemons do without: an engine that works with a supervisor of ours has no use for gRPC."""
+"""What the daemons do without: libraries that take megabytes are loaded by who needs them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,28 @@ from pathlib import Path
 
 from tests.support.engine import Engine
 
+DAEMONS = ("engine.main", "containerd_py.main")
+HEAVY = ("cygrpc", "libcrypto", "libssl", "/_hashlib.", "/_ssl.", "/_bz2.", "/_lzma.", "zstandard", "isal_zlib")
+"""Parts of the names of shared objects, by which they are found among a process' mappings."""
+
+
+def mapped(engine: Engine, daemon: str) -> list[str]:
+    text = Path(f"/proc/{engine.pid(daemon)}/maps").read_text()
+    return [name for name in HEAVY if name in text]
+
 
 def has_grpc(engine: Engine) -> bool:
-    return "cygrpc" in Path(f"/proc/{engine.pid('engine.main')}/maps").read_text()
+    return "cygrpc" in mapped(engine, "engine.main")
+
+
+def test_idle_daemons_have_loaded_nothing_heavy(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(image=False)
+    for command in ("version", "info", "ps", "images", "network ls", "volume ls"):
+        engine.docker(*command.split())
+    assert {daemon: mapped(engine, daemon) for daemon in DAEMONS} == {daemon: [] for daemon in DAEMONS}
+    engine.docker("import", "-", "something", stdin=b"\0" * 1024)
+    for daemon in DAEMONS:
+        assert "cygrpc" in mapped(engine, daemon), "the test sees what it looks for"
 
 
 def test_containers_need_no_grpc_in_the_engine(make_engine: Callable[..., Engine]) -> None:
