@@ -11,28 +11,22 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
-import re
 import shutil
-import socket
 import threading
-import time
-from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from engine.containers.logoptions import flag, parse_size
-from engine.containers.logs import attributes, expand_tag
+from engine.containers.logs import attributes
+from engine.containers.logservers import Fluentd, Journald, Syslog
 from engine.containers.machine import Machine
-from engine.containers.times import rfc3339, rfc3339_fixed
-from protos.rawlog import MAX_LINE, STDERR, STDOUT, Cursor, Line, RawLog
+from engine.containers.times import rfc3339
+from protos.rawlog import MAX_LINE, STDERR, STDOUT, STREAM_NAMES, Cursor, Line, RawLog, Span
 
 DRIVERS = ("json-file", "local", "none", "syslog", "journald", "fluentd")
 FORWARDED = "forwarded"
 BATCH_LINES = 2000
-DATAGRAM = 60 << 10
-_SYSTEM_FACILITIES = "kern user mail daemon auth syslog lpr news uucp cron authpriv ftp - - - -"
-_FACILITIES = [*_SYSTEM_FACILITIES.split(), *(f"local{number}" for number in range(8))]
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -138,165 +132,6 @@ def _pack(path: str) -> None:
     os.unlink(path)
 
 
-class _Wire:
-    """A socket that is connected when it is needed and forgotten when it breaks."""
-
-    def __init__(self, address: str, default_port: int) -> None:
-        url = urlsplit(address if "://" in address else f"tcp://{address}")
-        self._kind = url.scheme
-        self._target: Any = (url.hostname or "127.0.0.1", url.port or default_port)
-        if url.scheme in ("unix", "unixgram"):
-            self._target = url.path
-        self._socket: socket.socket | None = None
-
-    @property
-    def is_stream(self) -> bool:
-        return self._kind == "tcp" or (self._kind == "unix" and self._socket is not None and self._is_stream_socket())
-
-    def _is_stream_socket(self) -> bool:
-        assert self._socket is not None
-        return self._socket.type == socket.SOCK_STREAM
-
-    def connect(self) -> socket.socket:
-        if self._socket is None:
-            if self._kind == "tcp":
-                self._socket = socket.create_connection(self._target, 5)
-            elif self._kind == "udp":
-                self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-                self._socket.connect(self._target)
-            else:
-                self._socket = self._connect_unix()
-        return self._socket
-
-    def _connect_unix(self) -> socket.socket:
-        kinds = (socket.SOCK_DGRAM,) if self._kind == "unixgram" else (socket.SOCK_DGRAM, socket.SOCK_STREAM)
-        for kind in kinds:
-            made = socket.socket(socket.AF_UNIX, kind)
-            try:
-                made.connect(self._target)
-                made.settimeout(5)
-                return made
-            except OSError:
-                made.close()
-                if kind == kinds[-1]:
-                    raise
-        raise AssertionError("unreachable")
-
-    def send(self, packets: list[bytes]) -> None:
-        try:
-            connected = self.connect()
-            for packet in packets:
-                connected.sendall(packet)
-        except OSError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-class Syslog:
-    """RFC 3164 or RFC 5424 messages to a local or remote syslog."""
-
-    def __init__(self, machine: Machine, options: dict[str, str]) -> None:
-        self._wire = _Wire(options.get("syslog-address", "unixgram:///dev/log"), 514)
-        facility = options.get("syslog-facility", "daemon")
-        self._facility = int(facility) if facility.isdecimal() else _FACILITIES.index(facility)
-        self._format = options.get("syslog-format", "")
-        self._tag = expand_tag(options.get("tag") or "{{.ID}}", machine)
-        self._remote = not options.get("syslog-address", "unix").startswith("unix")
-
-    def size(self) -> int:
-        return 0
-
-    def send(self, lines: list[Line]) -> None:
-        self._wire.connect()
-        end = b"\n" if self._wire.is_stream else b""
-        self._wire.send([self._encode(line) + end for line in lines])
-
-    def _encode(self, line: Line) -> bytes:
-        priority = self._facility * 8 + (3 if line.stream == STDERR else 6)
-        host, pid, text = socket.gethostname(), os.getpid(), line.data.rstrip(b"\n")
-        if self._format.startswith("rfc5424"):
-            head = f"<{priority}>1 {rfc3339_fixed(line.time_ns)[:26]}Z {host} {self._tag} {pid} {self._tag} - "
-        elif self._remote and not self._format:
-            head = f"<{priority}>{rfc3339(line.time_ns // 10**9 * 10**9)} {host} {self._tag}[{pid}]: "
-        else:
-            stamp = time.strftime("%b %e %H:%M:%S", time.localtime(line.time_ns / 1e9))
-            head = f"<{priority}>{stamp} {f'{host} ' if self._format else ''}{self._tag}[{pid}]: "
-        return head.encode() + text
-
-    def close(self) -> None:
-        self._wire.close()
-
-
-class Journald:
-    """systemd's journal, by its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL)."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._wire = _Wire("unixgram:///run/systemd/journal/socket", 0)
-        doc = machine.doc
-        tag = expand_tag((doc.host.log_config.config or {}).get("tag") or "{{.ID}}", machine)
-        fields = {
-            "CONTAINER_ID": doc.id[:12],
-            "CONTAINER_ID_FULL": doc.id,
-            "CONTAINER_NAME": doc.name,
-            "CONTAINER_TAG": tag,
-            "IMAGE_NAME": doc.config.image,
-            "SYSLOG_IDENTIFIER": tag,
-        }
-        fields |= {re.sub(r"[^A-Z0-9_]", "_", k.upper()).lstrip("_"): v for k, v in attributes(machine).items()}
-        self._fields = b"".join(journal_field(k, v.encode()) for k, v in fields.items() if k)
-
-    def size(self) -> int:
-        return 0
-
-    def send(self, lines: list[Line]) -> None:
-        self._wire.send([self._encode(line) for line in lines])
-
-    def _encode(self, line: Line) -> bytes:
-        own = journal_field("PRIORITY", b"3" if line.stream == STDERR else b"6")
-        own += journal_field("SYSLOG_TIMESTAMP", rfc3339(line.time_ns).encode())
-        if not line.complete:
-            own += journal_field("CONTAINER_PARTIAL_MESSAGE", b"true")
-        return self._fields + own + journal_field("MESSAGE", line.data.rstrip(b"\n")[:DATAGRAM])
-
-    def close(self) -> None:
-        self._wire.close()
-
-
-def journal_field(name: str, value: bytes) -> bytes:
-    """One field; values with a newline in them go with their length."""
-    if b"\n" in value:
-        return name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
-    return name.encode() + b"=" + value + b"\n"
-
-
-class Fluentd:
-    """fluentd's forward protocol, one message a line."""
-
-    def __init__(self, machine: Machine, options: dict[str, str]) -> None:
-        self._wire = _Wire(options.get("fluentd-address", "127.0.0.1:24224"), 24224)
-        self._tag = expand_tag(options.get("tag") or "{{.ID}}", machine)
-        self._record = {"container_id": machine.id, "container_name": f"/{machine.doc.name}", **attributes(machine)}
-
-    def size(self) -> int:
-        return 0
-
-    def send(self, lines: list[Line]) -> None:
-        self._wire.send([self._encode(line) for line in lines])
-
-    def _encode(self, line: Line) -> bytes:
-        text = line.data.removesuffix(b"\n").decode("utf-8", "replace")
-        record = {**self._record, "source": "stderr" if line.stream == STDERR else "stdout", "log": text}
-        return msgspec.msgpack.encode([self._tag, line.time_ns // 10**9, record])
-
-    def close(self) -> None:
-        self._wire.close()
-
-
 class _Tail(NamedTuple):
     time_ns: int
     data: bytes
@@ -351,10 +186,10 @@ class Feed:
         for span in self._cursor.spans(final=final):
             for chunk in self._log.read_span(span):
                 *whole, rest = (self._open[span.stream].data + chunk.data).split(b"\n")
-                lines += [Line(span.time_ns, span.stream, piece + b"\n", True) for piece in whole]
-                while len(rest) >= MAX_LINE:
-                    lines.append(Line(span.time_ns, span.stream, rest[:MAX_LINE], False))
-                    rest = rest[MAX_LINE:]
+                for line in whole:
+                    end = self._cut(span, line, lines)
+                    lines.append(Line(span.time_ns, span.stream, end + b"\n", True))
+                rest = self._cut(span, rest, lines)
                 self._open[span.stream] = _Tail(span.time_ns, rest)
             if len(lines) >= BATCH_LINES:
                 return lines
@@ -364,6 +199,14 @@ class Feed:
                     lines.append(Line(tail.time_ns, stream, tail.data, False))
                     self._open[stream] = _Tail(0, b"")
         return lines
+
+    @staticmethod
+    def _cut(span: Span, data: bytes, lines: list[Line]) -> bytes:
+        """What remains of ``data`` when pieces of ``MAX_LINE`` bytes went to ``lines``."""
+        while len(data) >= MAX_LINE:
+            lines.append(Line(span.time_ns, span.stream, data[:MAX_LINE], False))
+            data = data[MAX_LINE:]
+        return data
 
     def close(self) -> None:
         """Let go of the driver and the log; waits for a step that is under way in a thread."""
@@ -381,6 +224,16 @@ def read_place(directory: str) -> Place:
             return msgspec.json.decode(file.read(), type=Place)
     except (FileNotFoundError, msgspec.DecodeError):
         return Place()
+
+
+def is_behind(directory: str) -> bool:
+    """Whether the raw log has bytes that the driver did not get."""
+    place = read_place(directory)
+    for stream, sent in ((STDOUT, place.stdout), (STDERR, place.stderr)):
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(f"{directory}/{STREAM_NAMES[stream]}").st_size > sent:
+                return True
+    return False
 
 
 def write_place(directory: str, place: Place) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 from urllib.parse import quote_plus
 
 import msgspec
 
+from engine.containers import logtag
 from engine.containers.inotify import DirectoryWatch
 from engine.containers.machine import Machine
 from engine.containers.registry import Registry
@@ -27,7 +30,6 @@ BATCH = 256 << 10
 NOTHING = "(?!)"
 """A pattern that nothing matches."""
 
-_FIELD = re.compile(r"\{\{\s*\.(\w+)\s*\}\}")
 RECHECK_SECONDS = 5.0
 """How often a follower looks even without a notice: the kernel's notices do not cover every file system."""
 
@@ -147,8 +149,8 @@ class Encoder:
         return b"".join(parts)
 
 
-def attributes(machine: Machine) -> dict[str, str]:
-    """What ``--log-opt labels=``, ``env=`` and their ``-regex`` forms add to every line (Docker's "details")."""
+def extras(machine: Machine) -> dict[str, str]:
+    """What ``--log-opt labels=``, ``env=`` and their ``-regex`` forms add to every line."""
     options = machine.doc.host.log_config.config or {}
     labels = machine.doc.config.labels or {}
     env = dict(entry.partition("=")[::2] for entry in machine.doc.config.env or ())
@@ -157,25 +159,41 @@ def attributes(machine: Machine) -> dict[str, str]:
         names = options.get(option, "").split(",")
         pattern = re.compile(options.get(f"{option}-regex") or NOTHING)
         found |= {name: value for name, value in source.items() if name in names or pattern.search(name)}
-    if options.get("tag"):
-        found["tag"] = expand_tag(options["tag"], machine)
     return found
 
 
+def attributes(machine: Machine) -> dict[str, str]:
+    """``extras`` and the tag: Docker's "details"."""
+    found = extras(machine)
+    tag = (machine.doc.host.log_config.config or {}).get("tag")
+    return {**found, "tag": expand_tag(tag, machine)} if tag else found
+
+
 def expand_tag(template: str, machine: Machine) -> str:
-    """``--log-opt tag=`` with Docker's markup (``{{.Name}}``, ``{{.ID}}`` …) filled in."""
+    """``--log-opt tag=`` filled in for ``machine``. Raises ``InvalidArgument``."""
     doc = machine.doc
-    values = {
+    image = doc.image_id.removeprefix("sha256:")
+    fields: dict[str, Any] = {
         "ID": doc.id[:12],
         "FullID": doc.id,
         "Name": doc.name,
-        "ImageID": doc.image_id.removeprefix("sha256:")[:12],
+        "ImageID": image[:12],
         "ImageFullID": doc.image_id,
         "ImageName": doc.config.image,
         "DaemonName": "docker",
         "Command": " ".join((doc.path, *doc.args)),
+        "Hostname": socket.gethostname(),
+        "LogPath": "",
+        "ContainerID": doc.id,
+        "ContainerName": f"/{doc.name}",
+        "ContainerEntrypoint": doc.path,
+        "ContainerImageID": doc.image_id,
+        "ContainerImageName": doc.config.image,
+        "ContainerLabels": dict(doc.config.labels or {}),
+        "ExtraAttributes": extras(machine),
+        "Config": dict(doc.host.log_config.config or {}),
     }
-    return _FIELD.sub(lambda field: values.get(field[1], field[0]), template)
+    return logtag.expand(template, fields)
 
 
 def details_text(machine: Machine) -> str:

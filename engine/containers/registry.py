@@ -5,7 +5,7 @@ Rule: nothing here acts on a container; it only finds, names and tells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 from engine.backend import Backend, translated
 from engine.containers.machine import Machine
@@ -31,6 +31,7 @@ class Registry:
     Hooks are called on the loop and must not wait: ``started`` when a run has begun (also for runs found at the
     daemon's start), ``ended`` when one is over, ``exec_exits(machine, exec id, exit code, nanoseconds)`` when the
     supervisor tells of an exec's end, ``reconnected`` when events may have been missed and execs should be asked for.
+    ``leaving`` is waited for: before a container's files go.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Registry:
         self.ended: list[MachineHook] = []
         self.exec_exits: list[ExecExitHook] = []
         self.reconnected: list[Callable[[], None]] = []
+        self.leaving: list[Callable[[Machine], Awaitable[None]]] = []
 
     def find(self, reference: str) -> Machine:
         """The container with this id, name or unique id prefix.

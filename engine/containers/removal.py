@@ -67,6 +67,8 @@ class Remover:
         machine.set_state(status="removing")
         if machine.task_left:
             await discard(registry.backend, machine)
+        for wait in registry.leaving:
+            await wait(machine)
         await asyncio.gather(
             self.forget_record(machine.id, skip=not machine.recorded),
             self.remove_snapshot(machine.doc.snapshotter, machine.id),

@@ -63,6 +63,7 @@ class ContainerService(Registry):
         await self.exits.follow(self._restorer.tasks_found)
         await self._restorer.finish()
         self.execs.restore()
+        self.exits.spawn(self.forwarding.catch_up())
 
     async def stop_all(self) -> None:
         """Stop every running container as at the host's shutdown: what policies go by stays as it is."""

@@ -59,13 +59,21 @@ def parse_time(text: str, what: str) -> int:
         except ValueError as error:
             raise InvalidArgument(f"invalid value for {what!r}: {error}") from None
         return int(base.timestamp()) * SECOND + int((match[3] or "0").ljust(9, "0"))
-    parts = _DURATION.findall(text)
-    if parts and "".join(n + u for n, u in parts) == text:
-        return time.time_ns() - int(sum(float(n) * _UNIT[u] for n, u in parts) * SECOND)
+    ago = duration_seconds(text)
+    if ago is not None:
+        return time.time_ns() - int(ago * SECOND)
     raise InvalidArgument(
         f"invalid value for {what!r}: failed to parse value as time or duration: {text!r}",
         hint="use seconds since the epoch, RFC 3339 or a duration such as 10m",
     )
+
+
+def duration_seconds(text: str) -> float | None:
+    """Seconds of a duration as Go writes it (``1m30s``, ``250ms``); None for anything else."""
+    parts = _DURATION.findall(text)
+    if not parts or "".join(n + u for n, u in parts) != text:
+        return None
+    return float(sum(float(n) * _UNIT[u] for n, u in parts))
 
 
 def human_duration(seconds: float) -> str:
