@@ -11,6 +11,7 @@ from typing import Any
 from engine.interfaces import SandboxFiles, SandboxRequest
 from engine.network import files
 from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
+from engine.network.ports import RELAYED
 from engine.network.views import dns_names
 
 Entries = list[tuple[str, str]]
@@ -128,19 +129,20 @@ def dns_record(sandbox: Sandbox, find: FindNetwork, pin: str, options: NetworkOp
     }
 
 
-def relays(sandbox: Sandbox) -> list[tuple[int, str, int, str]]:
-    """(host port, address, port, where it listens) of what a process passes on by IPv6 to containers that have none.
+def relays(sandbox: Sandbox) -> list[tuple[int, str, int, str, str]]:
+    """(host port, address, port, where it listens, protocol) of what is passed on by IPv6 to containers without it.
 
-    That is every TCP port published on all addresses; one that was asked for on 0.0.0.0 alone is at least
+    That is every TCP and UDP port published on all addresses; one that was asked for on 0.0.0.0 alone is at least
     ``localhost``, whichever address of it a client tries first.
     """
     out = []
     for endpoint in sandbox.endpoints:
-        everywhere = {port.host_port for port in endpoint.ports if port.relayed}
+        everywhere = {(port.protocol, port.host_port) for port in endpoint.ports if port.relayed}
         for port in endpoint.ports:
-            if endpoint.address6 or port.protocol != "tcp" or port.host_ip != "0.0.0.0" or not port.host_port:
-                continue
-            out.append((port.host_port, endpoint.address, port.port, "::" if port.host_port in everywhere else "::1"))
+            wanted = port.host_ip == "0.0.0.0" and port.host_port and port.protocol in RELAYED
+            if wanted and not endpoint.address6:
+                listens = "::" if (port.protocol, port.host_port) in everywhere else "::1"
+                out.append((port.host_port, endpoint.address, port.port, listens, port.protocol))
     return out
 
 

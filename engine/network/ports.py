@@ -25,6 +25,8 @@ WILDCARDS = (WILDCARD, WILDCARD6)
 EPHEMERAL_FILE = "/proc/sys/net/ipv4/ip_local_port_range"
 EPHEMERAL_DEFAULT = (49153, 65535)
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+RELAYED = ("tcp", "udp")
+"""Protocols that a process can pass on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +163,18 @@ class PortTable:
 
     @staticmethod
     def relays(held: Iterable[Published], requests: Iterable[PortRequest]) -> list[Published]:
-        """The host's IPv6 ports that shall lead to a container without IPv6: of those held for any address by TCP.
+        """The host's IPv6 ports that shall lead to a container without IPv6: of those held for any address.
 
         A request that names 0.0.0.0 means IPv4; a port that somebody has by IPv6 already is left to him.
         """
-        anywhere = [r for r in requests if not r.host_ip and r.protocol == "tcp"]
-        out = []
-        for port in held:
-            asked = any(r.port == port.port and (not r.first or r.first <= port.host_port <= r.last) for r in anywhere)
-            if asked and port.host_ip == WILDCARD and port.protocol == "tcp" and _is_free6(port.host_port):
-                out.append(Published(WILDCARD6, port.host_port, port.port, "tcp", relayed=True))
-        return out
+        anywhere = [r for r in requests if not r.host_ip and r.protocol in RELAYED]
+        return [
+            Published(WILDCARD6, port.host_port, port.port, port.protocol, relayed=True)
+            for port in held
+            if port.host_ip == WILDCARD
+            and any(_may_be(port, request) for request in anywhere)
+            and _is_free6(_KINDS[port.protocol], port.host_port)
+        ]
 
     def release(self, owner: str, ports: Iterable[Published]) -> None:
         """Let go of all of an endpoint's ports. Idempotent."""
@@ -263,9 +266,15 @@ class PortTable:
             raise _Taken(f"failed to bind host port for {target}: {cause}") from error
 
 
-def _is_free6(port: int) -> bool:
+def _may_be(port: Published, request: PortRequest) -> bool:
+    """Whether a held port can be what ``request`` asked for."""
+    number = not request.first or request.first <= port.host_port <= request.last
+    return number and (request.port, request.protocol) == (port.port, port.protocol)
+
+
+def _is_free6(kind: int, port: int) -> bool:
     try:
-        _hold(socket.SOCK_STREAM, WILDCARD6, port).close()
+        _hold(kind, WILDCARD6, port).close()
     except OSError:
         return False
     return True

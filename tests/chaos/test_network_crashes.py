@@ -118,12 +118,12 @@ class Look:
         return {name for one in listed if "set" in one for name in one["set"].get("elem", ())}
 
     def _named(self) -> set[str]:
-        """Containers that the DNS server has to know: on a network of the user, or with a TCP port on ``[::1]``."""
+        """Containers that the DNS server has to know: on a network of the user, or with a port to relay."""
         out = set()
         for container in self.containers:
             networks = {name: e for name, e in container["NetworkSettings"]["Networks"].items() if e["IPAddress"]}
-            tcp = any(key.endswith("/tcp") and value for key, value in container["NetworkSettings"]["Ports"].items())
-            relayed = tcp and not any(endpoint["GlobalIPv6Address"] for endpoint in networks.values())
+            published = any(container["NetworkSettings"]["Ports"].values())
+            relayed = published and not any(endpoint["GlobalIPv6Address"] for endpoint in networks.values())
             if set(networks) - {"bridge"} or relayed:
                 out.add(container["Id"])
         return out

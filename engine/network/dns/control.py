@@ -26,7 +26,7 @@ from engine.network.dns.loop import READ, Loop
 from engine.network.dns.server import Server
 from oci.version import __version__
 
-PROTOCOL = 3
+PROTOCOL = 4
 VERSION = f"{__version__}/{PROTOCOL}"
 SUFFIX = ".json"
 PACKET = 1 << 16

@@ -20,23 +20,35 @@ CHUNK = 1 << 16
 
 
 class Relay(NamedTuple):
-    """``[listens]:host_port`` leads to ``address:port`` by TCP; ``listens`` is ``::`` or ``::1``."""
+    """``[listens]:host_port`` leads to ``address:port``; ``listens`` is ``::`` or ``::1``, ``protocol`` tcp or udp."""
 
     host_port: int
     address: str
     port: int
     listens: str
+    protocol: str
+
+
+class Connection:
+    """A client of a relay."""
+
+    def close(self) -> None:
+        """End it. Idempotent."""
+        raise NotImplementedError
+
+
+Connections = set[Connection]
 
 
 class RelayListener:
     """One port on the loopback; ``close`` ends it and its connections."""
 
-    def __init__(self, loop: Loop, relay: Relay, everybody: set[RelayConnection]) -> None:
+    def __init__(self, loop: Loop, relay: Relay, everybody: Connections) -> None:
         """``everybody`` are the connections of all relays. Raises ``OSError`` when somebody else has the port."""
         self._loop = loop
         self._relay = relay
         self._everybody = everybody
-        self._connections: set[RelayConnection] = set()
+        self._connections: Connections = set()
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,16 +84,16 @@ class RelayListener:
             client.close()
             server.close()
             return
-        pair = RelayConnection(self._loop, client, server, (self._connections, self._everybody))
+        pair = _Pair(self._loop, client, server, (self._connections, self._everybody))
         self._connections.add(pair)
         self._everybody.add(pair)
 
 
-class RelayConnection:
+class _Pair(Connection):
     """A client and the container's server, with at most a chunk on its way in each direction."""
 
     def __init__(
-        self, loop: Loop, client: socket.socket, server: socket.socket, listed: tuple[set[RelayConnection], ...]
+        self, loop: Loop, client: socket.socket, server: socket.socket, listed: tuple[Connections, ...]
     ) -> None:
         """It takes itself out of the sets where it is ``listed`` when it ends."""
         self._loop = loop

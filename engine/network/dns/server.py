@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 from engine.network.dns import codec
 from engine.network.dns.codec import Answer, Query
+from engine.network.dns.datagrams import DatagramRelay
 from engine.network.dns.forward import BUFFER, MAX_SERVERS, Exchange, HostServers, OpenSocket, host_socket
 from engine.network.dns.loop import READ, WRITE, Loop
 from engine.network.dns.namespace import Home
-from engine.network.dns.relay import Relay, RelayConnection, RelayListener
+from engine.network.dns.relay import Connections, Relay, RelayListener
 from engine.network.dns.table import Record, Table
 
 PENDING_LIMIT = 1000
@@ -42,8 +43,8 @@ class Server:
         self._home = Home()
         self._host_servers = host_servers or HostServers()
         self._open: dict[str, ContainerSockets] = {}
-        self._relays: dict[str, dict[Relay, RelayListener]] = {}
-        self._relayed: set[RelayConnection] = set()
+        self._relays: dict[str, dict[Relay, RelayListener | DatagramRelay]] = {}
+        self._relayed: Connections = set()
         self.answered = self.forwarded = self.failed = 0
         self.generation = 0
 
@@ -74,7 +75,8 @@ class Server:
             if relay not in running:
                 # Another program has the port on the loopback: it keeps it.
                 with contextlib.suppress(OSError):
-                    running[relay] = RelayListener(self.loop, relay, self._relayed)
+                    kind = DatagramRelay if relay.protocol == "udp" else RelayListener
+                    running[relay] = kind(self.loop, relay, self._relayed)
         if running:
             self._relays[container_id] = running
 

@@ -53,8 +53,12 @@ def decode(document: dict[str, Any]) -> Record:
         servers=tuple(document["servers"]),
         host_servers=tuple(document["host_servers"]),
         asks=bool(document["asks"]),
-        relays=tuple(Relay(int(port), str(address), int(to), str(at)) for port, address, to, at in document["relays"]),
+        relays=tuple(_relay(*values) for values in document["relays"]),
     )
+
+
+def _relay(host_port: Any, address: Any, port: Any, listens: Any, protocol: Any) -> Relay:
+    return Relay(int(host_port), str(address), int(port), str(listens), str(protocol))
 
 
 def _membership(network: dict[str, Any]) -> Membership:

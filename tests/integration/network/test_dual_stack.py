@@ -107,6 +107,47 @@ def test_ports_of_containers_without_ipv6_are_published_by_it(on_private_host: R
     on_private_host(scenario)
 
 
+def test_udp_of_containers_without_ipv6_is_published_by_it(on_private_host: Run) -> None:
+    async def scenario(host: Any) -> None:
+        wire_ipv6(host)
+        await host.up(host.request(1, ports={"53/udp": "5353", "54/udp": "0.0.0.0:5454"}))
+        server = host.within(1, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        server.bind(("", 53))
+        server.settimeout(3)
+        await host.service.nameserver.statistics()
+
+        def client(place: Any) -> socket.socket:
+            made: socket.socket = host.within(place, lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            made.settimeout(3)
+            return made
+
+        clients = [(client(host.outside), HOST6), (client(host.outside), HOST6), (client(None), "::1")]
+        for number, (sock, address) in enumerate(clients):
+            sock.sendto(b"ask %d" % number, (address, 5353))
+            data, peer = server.recvfrom(100)
+            assert (data, peer[0]) == (b"ask %d" % number, "172.17.0.1")
+            server.sendto(b"answer %d" % number, peer)
+            data, answering = sock.recvfrom(100)
+            assert (data, answering[:2]) == (b"answer %d" % number, (address, 5353)), "from where it was asked"
+            sock.sendto(b"again", (address, 5353))
+            assert server.recvfrom(100)[1] == peer, "one conversation for one client"
+        large = bytes(1400)
+        clients[0][0].sendto(large, (HOST6, 5353))
+        assert server.recvfrom(2000)[0] == large
+        clients[0][0].sendto(b"x", (HOST6, 5454))
+        with pytest.raises(ConnectionRefusedError):
+            refused = client(host.outside)
+            refused.connect((HOST6, 5454))
+            refused.send(b"x")
+            refused.recv(10)
+        await host.service.close_sandbox(host.request(1).container_id)
+        host.within(None, lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)).bind(("::", 5353))
+        for sock, _ in clients:
+            sock.close()
+
+    on_private_host(scenario)
+
+
 def test_an_ipv6_port_of_another_program_is_left_to_it(on_private_host: Run) -> None:
     async def scenario(host: Any) -> None:
         with socket.socket(socket.AF_INET6) as other:
