@@ -11,18 +11,17 @@ import sys
 
 from runc_py import capabilities, messages, process, syscalls
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, Protocol, Socket, os, suppress
+from runc_py.light import TYPE_CHECKING, Socket, os, suppress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Any
+    from typing import Any, Protocol
 
+    class Tuning(Protocol):
+        """Something a process applies to itself (see ``scheduling``)."""
 
-class Tuning(Protocol):
-    """Something a process applies to itself (see ``scheduling``)."""
-
-    def apply(self) -> None:
-        """Do it. Raises RuntimeFailure."""
+        def apply(self) -> None:
+            """Do it. Raises RuntimeFailure."""
 
 
 def detach(

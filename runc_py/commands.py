@@ -88,7 +88,7 @@ def command_run(context: Context, arguments: list[str]) -> int:
 
 
 def _spec_of(options: Options, *, detach: bool) -> tuple[dict[str, Any], bool]:
-    """The checked spec, and whether it wants a terminal."""
+    """The spec as it is written, which ``create`` checks, and whether it wants a terminal."""
     from runc_py import spec as specs
 
     directory, name = os.path.split(os.path.abspath(options.config)) if options.config else (options.bundle, "")
@@ -97,8 +97,9 @@ def _spec_of(options: Options, *, detach: bool) -> tuple[dict[str, Any], bool]:
     if not process or not isinstance(process, dict):
         raise InvalidSpec("process: must be there to create a container")
     terminal = check_console(process, options.console_socket, detach=detach)
-    specs.validate_spec(spec)
-    _pass_listening_sockets(options, process)
+    if "LISTEN_FDS" in os.environ:
+        specs.validate_spec(spec)  # which ``create`` does, too
+        _pass_listening_sockets(options, process)
     return spec, terminal
 
 
@@ -113,6 +114,9 @@ def _pass_listening_sockets(options: Options, process: dict[str, Any]) -> None:
 
 def _create(context: Context, options: Options, spec: dict[str, Any]) -> Launched:
     if context.debug:
+        from runc_py.spec import validate_spec
+
+        validate_spec(spec)
         _log_plan(context, spec, options.bundle)
     return context.runtime().create(
         options.id,

@@ -12,13 +12,12 @@ from runc_py import (
     cgroups,
     child,
     errors,
-    hooks,
     init,
     light,
     messages,
     names,
     namespaces,
-    prepare,
+    operations,
     rootfs,
     shape,
     state,
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from runc_py.child import Tuning
+    from runc_py.operations import Operation
+    from runc_py.prepare import Prepared
     from runc_py.resctrl import Group
     from runc_py.runtime import Launched, Runtime
 
@@ -51,7 +52,7 @@ def create_container(
         spec = specs.load_spec(bundle)
     else:
         specs.validate_spec(spec)
-    spec = shape.without_nulls(spec)
+    spec = shape.plain(spec)
     if not spec.get("process"):
         raise InvalidSpec("process: must be there to create a container")
     directory = state.reserve(runtime.root, container_id)
@@ -159,7 +160,7 @@ class Creation:
                 "spec": {**spec, "linux": {key: value for key, value in linux.items() if key != "seccomp"}},
             },
         )
-        self.prepared = prepare.Prepared(linux, self.namespaces, directory)
+        self.prepared: Prepared | None = None
         self.pid = self.pidfd = -1
         self.group: Group | None = None
         self.console: int | None = None
@@ -181,7 +182,7 @@ class Creation:
             self.manager.set(resources)
         self._make_rdt_group()
         plan = rootfs.plan_rootfs(self.spec, self.state.bundle, self._cgroup_mounts(), self.userns)
-        self.prepared.prepare(plan.setup)
+        self._prepare(plan.setup)
         self.listener = _listen(self.directory)
         self.channel, theirs = light.socketpair(light.SOCK_SEQPACKET)
         task = init.InitTask(
@@ -195,10 +196,11 @@ class Creation:
             seccomp=self.seccomp,
             options=options,
             state=self.state.oci_state("creating"),
-            prepared=self.prepared.fds,
+            prepared=self.prepared.fds if self.prepared is not None else (),
             tuning=tuning_of(self.spec),
             rootless="user" in self.namespaces.new and os.geteuid() != 0,
         )
+        init.import_for(task)
         try:
             self._clone(task)
         finally:
@@ -230,6 +232,13 @@ class Creation:
             self.state.save()
             self.group = resctrl.create_group(wanted, planned)
 
+    def _prepare(self, setup: list[Operation]) -> None:
+        if self.userns or any(isinstance(one, operations.BindMount) and one.id_mapped for one in setup):
+            from runc_py import prepare
+
+            self.prepared = prepare.Prepared(self.linux, self.namespaces, self.directory)
+            self.prepared.prepare(setup)
+
     def _cgroup_mounts(self) -> cgroups.ContainerMounts | None:
         wanted = any(entry.get("type") in ("cgroup", "cgroup2") for entry in self.spec.get("mounts") or ())
         if not wanted or self.manager.kind == "disabled":
@@ -250,10 +259,10 @@ class Creation:
         else:
             cgroup = self.manager.descriptor() if not self.userns else None
             try:
-                with namespaces.PidNamespaceSwitch(self.namespaces.joined.get("pid")):
-                    self.pid, self.pidfd = syscalls.clone(flags, cgroup)
-                    if self.pid == 0:
-                        init.run_init(task)
+                joined = self.namespaces.joined.get("pid")
+                self.pid, self.pidfd = namespaces.clone_into(joined, lambda: syscalls.clone(flags, cgroup))
+                if self.pid == 0:
+                    init.run_init(task)
             except OSError as error:
                 raise RuntimeFailure(f"unable to start container process: {messages.describe(error)}") from error
             finally:
@@ -304,6 +313,8 @@ class Creation:
                 namespaces.write_time_offsets(self.pid, self.linux["timeOffsets"])
                 self._send(Kind.GO)
             elif message.kind == Kind.HOOKS:
+                from runc_py import hooks
+
                 observed = self.state.oci_state("creating")
                 for kind in ("prestart", "createRuntime"):
                     hooks.run_hooks(kind, self.state.hooks(kind), observed)
@@ -345,7 +356,8 @@ class Creation:
     def release(self) -> None:
         """Close the parent's copies of what init uses."""
         self.namespaces.close()
-        self.prepared.close()
+        if self.prepared is not None:
+            self.prepared.close()
         for end in (self.channel, self.listener):
             if end is not None:
                 end.close()

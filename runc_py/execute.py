@@ -128,10 +128,9 @@ class _ExecTask:
         # With an affinity the child enters its cgroup by itself, after the first step of it.
         cgroup = self.manager.descriptor() if self.affinity is None else None
         try:
-            with namespaces.PidNamespaceSwitch(pid_namespace):
-                pid, pidfd = syscalls.clone(0, cgroup)
-                if pid == 0:
-                    self._run_child(channel, enter_cgroup=cgroup is None)
+            pid, pidfd = namespaces.clone_into(pid_namespace, lambda: syscalls.clone(0, cgroup))
+            if pid == 0:
+                self._run_child(channel, enter_cgroup=cgroup is None)
         except OSError as error:
             raise RuntimeFailure(f"{_EXEC_FAILED}{messages.describe(error)}") from error
         finally:

@@ -6,14 +6,12 @@ by the parent in an ``InitTask``; what it finds out goes back as messages.
 
 from __future__ import annotations
 
-import fcntl
 import sys
 
-from runc_py import capabilities, child, console, hooks, light, messages, process, reaper, rootfs, syscalls
+from runc_py import capabilities, child, light, messages, process, rootfs, syscalls
 from runc_py.errors import RuntimeFailure
 from runc_py.light import TYPE_CHECKING, NamedTuple, Socket, os
 from runc_py.messages import Kind
-from runc_py.operations import Operation
 from runc_py.paths import Root
 
 if TYPE_CHECKING:
@@ -22,10 +20,14 @@ if TYPE_CHECKING:
 
     from runc_py.cgroups import CgroupManager
     from runc_py.namespaces import Namespaces
+    from runc_py.operations import Operation
+    from runc_py.reaper import Room
     from runc_py.runtime import RootfsMount, Stdio
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1
 _IFREQ_BYTES = 40
+REAPER_ANNOTATION = "dev.gantry.init"
+"""The spec's annotation that asks for a process 1 of ours (see ``reaper``)."""
 
 
 class CreateOptions(NamedTuple):
@@ -92,12 +94,26 @@ class InitTask(NamedTuple):
         return found
 
 
+def import_for(task: InitTask) -> None:
+    """Import, in the parent, what only some containers' init needs: it cannot import anything itself."""
+    if task.spec.get("hooks"):
+        from runc_py import hooks  # noqa: F401 -- here and below: for its being there
+    if task.process.get("terminal"):
+        from runc_py import console  # noqa: F401
+    if task.annotated(REAPER_ANNOTATION):
+        from runc_py import reaper  # noqa: F401
+
+
 def run_init(task: InitTask) -> NoReturn:
     """Be the container's first process."""
     try:
         keep = [task.channel.fileno(), task.listener.fileno(), *task.namespaces.joined.values(), *task.prepared]
         child.detach("runc-py:[INIT]", task.options.stdio, keep, task.options.preserve_fds, visible=task.rootless)
-        room = reaper.find_room() if task.annotated(reaper.ANNOTATION) else None
+        room = None
+        if task.annotated(REAPER_ANNOTATION):
+            from runc_py import reaper
+
+            room = reaper.find_room()
         program, sets = _set_up(task)
         messages.send(task.channel, Kind.READY)
     except BaseException as error:
@@ -157,6 +173,8 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     os.close(root.fd)
     _set_personality(task.linux.get("personality") or {})
     if slave is not None:
+        from runc_py import console
+
         console.control(slave)
     for one in task.tuning:
         one.apply()
@@ -217,11 +235,9 @@ def _set_names(task: InitTask) -> None:
 
 def _raise_loopback() -> None:
     with light.open_socket(light.AF_INET, light.SOCK_DGRAM) as probe:
-        request = bytearray(b"lo".ljust(_IFREQ_BYTES, b"\0"))  # struct ifreq: name, then the flags as a short
-        fcntl.ioctl(probe, _SIOCGIFFLAGS, request)
-        flags = int.from_bytes(request[16:18], sys.byteorder) | _IFF_UP
-        request[16:18] = flags.to_bytes(2, sys.byteorder)
-        fcntl.ioctl(probe, _SIOCSIFFLAGS, request)
+        # struct ifreq: name, then the flags as a short; a new loopback device has none that this would take away
+        request = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, sys.byteorder)
+        syscalls.ioctl(probe.fileno(), _SIOCSIFFLAGS, request.ljust(_IFREQ_BYTES, b"\0"))
 
 
 def _run_operations(operations: list[Operation], root: Root) -> None:
@@ -235,6 +251,8 @@ def _run_operations(operations: list[Operation], root: Root) -> None:
 def _make_terminal(task: InitTask, root: Root) -> int | None:
     if not task.process.get("terminal"):
         return None
+    from runc_py import console
+
     size = console.size_of(task.process, task.options.console_size)
     master, slave = console.open_terminal(root, size)
     console.bind_console(root, slave)
@@ -248,6 +266,8 @@ def _run_hooks(task: InitTask) -> None:
         return
     messages.send(task.channel, Kind.HOOKS)
     task.state["pid"] = int(_wait_for_parent(task))
+    from runc_py import hooks
+
     hooks.run_hooks("createContainer", task.hooks("createContainer"), {**task.state, "status": "creating"})
 
 
@@ -273,7 +293,7 @@ def _set_personality(wanted: dict[str, Any]) -> None:
 
 
 def _await_start(
-    task: InitTask, program: process.Program, sets: capabilities.CapabilitySets, room: reaper.Room | None
+    task: InitTask, program: process.Program, sets: capabilities.CapabilitySets, room: Room | None
 ) -> NoReturn:
     """Wait for ``start`` to connect, then execute; a failure goes to whoever connected."""
     task.channel.close()
@@ -282,9 +302,14 @@ def _await_start(
         connection.close()
         connection, _ = task.listener.accept()
     try:
-        hooks.run_hooks("startContainer", task.hooks("startContainer"), {**task.state, "status": "created"})
+        if task.hooks("startContainer"):
+            from runc_py import hooks
+
+            hooks.run_hooks("startContainer", task.hooks("startContainer"), {**task.state, "status": "created"})
         child.lock_down(task.seccomp, sets, task.privileges)
         if room is not None:
+            from runc_py import reaper
+
             reaper.supervise(program, task.options.preserve_fds, room)
         process.execute(program, task.options.preserve_fds)
     except BaseException as error:

@@ -18,7 +18,6 @@ __all__ = [
     "SOCK_STREAM",
     "TYPE_CHECKING",
     "NamedTuple",
-    "Protocol",
     "Socket",
     "open_socket",
     "os",
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     import signal
     import stat
     from contextlib import suppress
-    from typing import NamedTuple, Protocol
+    from typing import NamedTuple
 
     from runc_py.sockets import (
         AF_INET,
@@ -55,8 +54,6 @@ else:
     import _signal as signal
     import _stat as stat
     from _collections import _tuplegetter
-
-    Protocol = object
 
     class NamedTuple(tuple):
         """``typing.NamedTuple`` in its class form: fields by annotation, defaults by assignment."""

@@ -42,6 +42,9 @@ _PROPAGATION = {
     "unbindable": (syscalls.MS_UNBINDABLE, False),
     "runbindable": (syscalls.MS_UNBINDABLE, True),
 }
+_SAME = _RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
+"""Attributes whose bits are those of mount(2). What is not set there is off, and access times are relative."""
+
 _WORDS = frozenset({"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "src-nofollow", "dest-nofollow", "copy-symlink"})
 _SUPERBLOCK = frozenset({"sync", "dirsync", "mand", "lazytime"})
 _IGNORED = frozenset({"defaults", "async", "nomand", "nolazytime", "silent", "loud", "noiversion", "iversion"})
@@ -85,6 +88,13 @@ class MountOptions(NamedTuple):
     def read_only(self) -> bool:
         """Whether the mount ends up read-only."""
         return bool((self.set | self.set_all) & _RDONLY)
+
+    @property
+    def classic(self) -> int | None:
+        """The flags of mount(2) that make a new mount with these attributes; None where they say more."""
+        if self.set & ~_SAME or self.set_all or self.clear_all or self.propagation:
+            return None
+        return self.set
 
 
 def parse_options(options: list[str] | tuple[str, ...]) -> MountOptions:

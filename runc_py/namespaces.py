@@ -12,6 +12,7 @@ from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.light import TYPE_CHECKING, os, read_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 FLAGS = {
@@ -72,24 +73,20 @@ class Namespaces:
                     raise RuntimeFailure(f"cannot join {kind} namespace {path}: {error.strerror}") from error
 
 
-class PidNamespaceSwitch:
-    """Makes the next children of this process members of another pid namespace, and undoes it at the end."""
-
-    __slots__ = ("_fd", "_own")
-
-    def __init__(self, fd: int | None) -> None:
-        self._fd = fd
-        self._own = -1
-
-    def __enter__(self) -> None:
-        if self._fd is not None:
-            self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-            syscalls.setns(self._fd, syscalls.CLONE_NEWPID, "pid namespace")
-
-    def __exit__(self, *_: object) -> None:
-        if self._own >= 0:
-            syscalls.setns(self._own, syscalls.CLONE_NEWPID, "own pid namespace")
-            os.close(self._own)
+def clone_into(pid_namespace: int | None, clone: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """What ``clone`` gives, its child a member of another pid namespace when there is a descriptor of one."""
+    if pid_namespace is None:
+        return clone()
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    pid = -1
+    try:
+        syscalls.setns(pid_namespace, syscalls.CLONE_NEWPID, "pid namespace")
+        pid, pidfd = clone()
+        return pid, pidfd
+    finally:
+        if pid:  # the child's own children are to be where it is
+            syscalls.setns(own, syscalls.CLONE_NEWPID, "own pid namespace")
+        os.close(own)
 
 
 def write_id_maps(pid: int, linux: dict[str, Any]) -> None:

@@ -2,16 +2,18 @@
 
 Rule: it is a cache beside the ``.pyc`` files, of their kind and trust: made of the same sources, checked as they are (a
 module's source must have the size and time it had), left alone where it cannot be written, and never needed.
-``runc-py.sh`` looks for it by name and executes its head, which is ``_FINDER``, with ``place``, ``start`` and ``index``
-defined.
+``runc-py.sh`` looks for it by name and executes the head's code, which is ``_FINDER``, with ``place``, ``data`` (its
+beginning) and ``index`` defined.
 
 The code is what the sources say without what nothing reads in a command: annotations, docstrings, and the imports for
-type checkers. Modules that are used together are one unit: what one marshal holds, it holds each name of once, and
-looking up names is most of the cost of reading code.
+type checkers. Modules that are used together are one unit. What one marshal holds, it holds each name of once, and
+looking up names is most of the cost of reading code; and a unit's modules are made one after the other, in the order
+that they are listed in, without asking the import system for each, which costs more than most modules do.
 
-File: importlib's magic number (4 bytes), length of the head (4), the head, which is marshal of (code of ``_FINDER``,
-index), then the units, each marshal of a tuple of code. Index: module → (offset and length of the unit, place in it,
-source, seconds, size, is a package), offsets counted from the end of the head.
+File: the interpreter's version (``sys.hexversion``, 4 bytes), length of the head (4), the head, which is marshal of
+(code of ``_FINDER``, index), then the units, each marshal of a tuple of code. Index: module → (offset and length of the
+unit, place in it, source, seconds, size, is a package), offsets counted from the end of the head; or, for a module of
+the library, (file,).
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import ast
 import marshal
 import os
 import sys
-from _frozen_importlib_external import MAGIC_NUMBER  # importlib itself is larger
 
 from runc_py.light import TYPE_CHECKING
 
@@ -32,28 +33,38 @@ if TYPE_CHECKING:
 _LENGTH = 4
 _UNITS = (
     (
-        *("", "errors", "light", "small_path", "small_os", "main", "documents", "options", "commands", "runtime"),
-        *("lifecycle", "state", "names", "cgroups", "cgroups.base"),
+        *("", "errors", "small_path", "small_os", "light", "documents", "options", "main", "commands", "runtime"),
+        *("names", "state", "cgroups.base", "cgroups", "lifecycle"),
     ),
     ("sockets", "messages"),
-    (
-        *("foreign", "syscalls", "seal", "capabilities", "paths", "process", "child", "hooks", "console", "namespaces"),
-        *("shape", "spec"),
-    ),
-    ("create", "init", "mount_options", "operations", "prepare", "reaper", "rootfs", "cgroups.layout"),
-    ("cgroups.v1", "cgroups.v1_limits", "cgroups.devices", "cgroups.limits"),
+    ("foreign", "syscalls", "seal", "shape", "spec", "capabilities", "paths", "process", "child", "namespaces"),
+    ("mount_options", "operations", "rootfs", "init", "cgroups.layout", "create", "foreground"),
+    ("cgroups.v1",),
+    ("cgroups.devices", "cgroups.limits", "cgroups.v1_limits"),
 )
 """Modules that are used together, by names below the package: to look, to talk, to start processes, to make containers;
 the rest is a unit each."""
 
-_FINDER = """
-import posix
-from _frozen_importlib import ModuleSpec
+_EXTENSIONS = ("_json", "_socket", "_ctypes")
+"""Modules of the library that nearly all commands use: where this interpreter has them as files, they are loaded from
+where they were found, and not looked for in each place there is."""
 
+_FINDER = """
+import gc
+from _frozen_importlib import ModuleSpec
+from _frozen_importlib_external import ExtensionFileLoader
+
+gc.set_threshold(100_000)
+size = int.from_bytes(data[4:8], "little")
 units = {}
+for name, entry in index.items():
+    if len(entry) > 1:
+        units.setdefault(entry[0], []).append(name)
 
 class OneFile:
     stale = False
+    loaded = {}  # offset of a unit -> its modules' code
+    made = set()  # modules that were made with their unit
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -61,35 +72,64 @@ class OneFile:
         if entry is None:
             cls.stale = cls.stale or name.startswith("runc_py.")
             return None
-        source = entry[3]
-        try:
-            info = posix.stat(source)
-            if info[8] == entry[4] and info[6] == entry[5]:
-                spec = ModuleSpec(name, cls, origin=source, is_package=entry[6])
-                spec.has_location = True
-                if entry[6]:
-                    spec.submodule_search_locations.append(source.rpartition("/")[0])
-                return spec
-        except OSError:
-            pass
-        cls.stale = True
-        return None
+        if len(entry) == 1:
+            return ModuleSpec(name, ExtensionFileLoader(name, entry[0]), origin=entry[0])
+        if entry[0] not in cls.loaded and not cls.load(entry[0], entry[1]):
+            cls.stale = True
+            return None
+        spec = ModuleSpec(name, cls, origin=entry[3], is_package=entry[6])
+        spec.has_location = True
+        if entry[6]:
+            spec.submodule_search_locations.append(entry[3].rpartition("/")[0])
+        return spec
+
+    @classmethod
+    def load(cls, offset, length):
+        names = units[offset]
+        for name in names:
+            entry = index[name]
+            try:
+                info = posix.stat(entry[3])
+            except OSError:
+                return False
+            if info[8] != entry[4] or info[6] != entry[5]:
+                return False
+        fd = posix.open(place, posix.O_RDONLY | posix.O_CLOEXEC)
+        cls.loaded[offset] = codes = marshal.loads(posix.pread(fd, length, 8 + size + offset))
+        posix.close(fd)
+        modules = sys.modules
+        early = []  # modules made before their package, which imports them
+        for name, code in zip(names, codes):
+            if name not in modules:  # else one before it has imported it
+                modules[name] = module = type(sys)(name)
+                parent, _, last = name.rpartition(".")
+                values = module.__dict__
+                values["__file__"] = source = index[name][3]
+                values["__package__"] = parent
+                if index[name][6]:
+                    values["__package__"], values["__path__"] = name, [source.rpartition("/")[0]]
+                cls.made.add(name)
+                exec(code, values)
+                if parent in modules:
+                    setattr(modules[parent], last, module)
+                elif parent:
+                    early.append((parent, last, module))
+        for parent, last, module in early:
+            setattr(modules[parent], last, module)
+        return True
 
     @staticmethod
     def create_module(spec):
-        return None
+        return sys.modules.get(spec.name)
 
-    @staticmethod
-    def exec_module(module):
-        offset, length, number = index[module.__name__][:3]
-        unit = units.get(offset)
-        if unit is None:
-            fd = posix.open(place, posix.O_RDONLY | posix.O_CLOEXEC)
-            units[offset] = unit = marshal.loads(posix.pread(fd, length, start + offset))
-            posix.close(fd)
-        exec(unit[number], module.__dict__)
+    @classmethod
+    def exec_module(cls, module):
+        name = module.__name__
+        if name not in cls.made:
+            exec(cls.loaded[index[name][0]][index[name][2]], module.__dict__)
 
 sys.meta_path.insert(0, OneFile)
+from runc_py.main import main
 """
 
 
@@ -101,7 +141,10 @@ def place_of(package: str) -> str:
 def refresh() -> None:
     """Write the file if it is missing or a module of it has changed; a failure does not matter."""
     package = os.path.dirname(os.path.abspath(__file__))
-    finder: Any = next((one for one in sys.meta_path if getattr(one, "__name__", "") == "OneFile"), None)
+    finder: Any = next(
+        (one for one in sys.meta_path if getattr(one, "__name__", "") == "OneFile"),
+        None,
+    )
     current = not finder.stale if finder is not None else _is_ours(place_of(package))
     if sys.dont_write_bytecode or current:
         return
@@ -120,16 +163,22 @@ def refresh() -> None:
         return
 
 
+def _version() -> bytes:
+    return sys.hexversion.to_bytes(_LENGTH, "little")
+
+
 def _is_ours(place: str) -> bool:
     try:
         with open(place, "rb") as file:
-            return file.read(len(MAGIC_NUMBER)) == MAGIC_NUMBER
+            return file.read(_LENGTH) == _version()
     except OSError:
         return False
 
 
 def _content(package: str) -> bytes:
-    index: dict[str, tuple[int, int, int, str, int, int, bool]] = {}
+    from importlib.util import find_spec
+
+    index: dict[str, tuple[int, int, int, str, int, int, bool] | tuple[str]] = {}
     body = b""
     sources = _sources(package)
     for unit in _units(sources):
@@ -140,14 +189,25 @@ def _content(package: str) -> bytes:
             info = os.stat(source)
             with open(source, "rb") as file:
                 codes.append(compiled(file.read(), source))
-            entries.append((source, int(info.st_mtime), info.st_size, source.endswith("__init__.py")))
+            entries.append(
+                (
+                    source,
+                    int(info.st_mtime),
+                    info.st_size,
+                    source.endswith("__init__.py"),
+                )
+            )
         data = marshal.dumps(tuple(codes))
         for number, (name, entry) in enumerate(zip(unit, entries, strict=True)):
             index[name] = (len(body), len(data), number, *entry)
         body += data
+    for name in _EXTENSIONS:
+        spec = find_spec(name)
+        if spec is not None and spec.has_location and spec.origin is not None:
+            index[name] = (spec.origin,)
     finder = compile(_FINDER, "onefile", "exec", dont_inherit=True)
     head = marshal.dumps((finder, index))
-    return MAGIC_NUMBER + len(head).to_bytes(_LENGTH, "little") + head + body
+    return _version() + len(head).to_bytes(_LENGTH, "little") + head + body
 
 
 def _units(sources: dict[str, str]) -> list[tuple[str, ...]]:
@@ -187,7 +247,13 @@ class _Strip(ast.NodeTransformer):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         node.returns = None
         arguments = node.args
-        for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg):
+        for one in (
+            *arguments.posonlyargs,
+            *arguments.args,
+            *arguments.kwonlyargs,
+            arguments.vararg,
+            arguments.kwarg,
+        ):
             if one is not None:
                 one.annotation = None
         self.generic_visit(node)

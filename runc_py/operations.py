@@ -10,13 +10,23 @@ import errno
 
 from runc_py import syscalls
 from runc_py.errors import RuntimeFailure
-from runc_py.light import TYPE_CHECKING, NamedTuple, Protocol, os, stat
+from runc_py.light import TYPE_CHECKING, NamedTuple, os, stat
 from runc_py.mount_options import MountOptions, parse_options
 from runc_py.paths import Root, is_device, is_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, Protocol
+
+    class Operation(Protocol):
+        """One step of the set-up."""
+
+        def describe(self) -> str:
+            """The step in one line."""
+
+        def execute(self, root: Root) -> None:
+            """Do it. Raises OSError or RuntimeFailure."""
+
 
 _ALLOWED_IN_PROC = frozenset(
     {
@@ -26,16 +36,6 @@ _ALLOWED_IN_PROC = frozenset(
     }
 )
 """Files of /proc that lxcfs and its like may replace; any other mount there could fool the runtime."""
-
-
-class Operation(Protocol):
-    """One step of the set-up."""
-
-    def describe(self) -> str:
-        """The step in one line."""
-
-    def execute(self, root: Root) -> None:
-        """Do it. Raises OSError or RuntimeFailure."""
 
 
 def _attach(mount: int, target: int, destination: str) -> None:
@@ -176,13 +176,23 @@ class CgroupTree(NamedTuple):
             os.close(target)
             # The rest goes into the first mount, by its descriptor: it is our own, and nobody else has seen it.
             for entry in self.mounts[1:]:
-                _attach(self._mount(entry), _made_inside(top, entry.name), f"{self.destination}/{entry.name}")
+                if entry.type == "cgroup" and self.options.classic is not None:
+                    self._mount_at_once(entry, top, self.options.classic)
+                else:
+                    _attach(self._mount(entry), _made_inside(top, entry.name), f"{self.destination}/{entry.name}")
             for name, link in self.symlinks:
                 os.symlink(link, name, dir_fd=top)
             if several and self.options.read_only:
                 syscalls.mount_setattr(top, set_=syscalls.MOUNT_ATTR_RDONLY)
         finally:
             os.close(top)
+
+    def _mount_at_once(self, entry: Any, top: int, flags: int) -> None:
+        """One mount(2) in place of eight calls of the new kind: there are a dozen controllers."""
+        os.mkdir(entry.name, 0o755, dir_fd=top)
+        named = any(option.startswith("name=") for option in entry.options)
+        data = ",".join(("none", *entry.options) if named else entry.options)
+        syscalls.mount(entry.source, f"/proc/self/fd/{top}/{entry.name}", entry.type, flags, data)
 
     def _mount(self, entry: Any, *, skip: int = 0) -> int:
         if entry.type == "bind":

@@ -12,13 +12,14 @@ import errno
 from runc_py import syscalls
 from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.light import TYPE_CHECKING, os, signal, stat, suppress
-from runc_py.operations import BindMount, MakeDevice, Operation
+from runc_py.operations import BindMount, MakeDevice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
     from runc_py.namespaces import Namespaces
+    from runc_py.operations import Operation
 
 DEVICES_DIRECTORY = "devices"
 _LINKED = syscalls.MS_SHARED | syscalls.MS_SLAVE

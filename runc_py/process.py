@@ -7,7 +7,6 @@ nothing is imported here at run time: after the change of root, both would read 
 from __future__ import annotations
 
 import errno
-import resource
 
 from runc_py import capabilities, syscalls
 from runc_py.errors import ProcessFailure, RuntimeFailure
@@ -26,7 +25,6 @@ RLIMITS = {
         )
     )
 }
-_INFINITY = 0xFFFFFFFFFFFFFFFF
 
 
 class Program:
@@ -88,11 +86,10 @@ def set_rlimits(limits: list[dict[str, Any]]) -> None:
         number = RLIMITS.get(name)
         if number is None:
             raise RuntimeFailure(f"process.rlimits: unknown limit {name}")
-        values = tuple(resource.RLIM_INFINITY if value == _INFINITY else value for value in (soft, hard))
         try:
-            resource.setrlimit(number, (values[0], values[1]))
-        except (OSError, ValueError) as error:
-            current = resource.getrlimit(number)[1]
+            syscalls.setrlimit(number, soft, hard)
+        except OSError as error:
+            current = syscalls.getrlimit(number)[1]
             hint = f" (hard limit here is {current}; raising it needs CAP_SYS_RESOURCE)" if hard != current else ""
             raise RuntimeFailure(
                 f"error setting rlimits for ready process: error setting rlimit {name} to {soft}:{hard}: {error}{hint}"

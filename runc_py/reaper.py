@@ -10,9 +10,6 @@ from __future__ import annotations
 from runc_py import process, syscalls
 from runc_py.light import NamedTuple, os, signal, suppress
 
-ANNOTATION = "dev.gantry.init"
-"""The spec's annotation that asks for it."""
-
 NAME = "docker-init"
 _TITLE = b"/sbin/docker-init --"
 _DEADLY = frozenset(

@@ -8,45 +8,34 @@ bin=${self%/*}
 # pip has written the interpreter's path into the first line of the console script beside this one.
 IFS= read -r python <"$bin/gantry" && python=${python#"#!"}
 [ -x "$python" ] && [ "$python" != /bin/sh ] || python=$bin/python3
+# This program is compiled at each start, so it is short: what it leaves out is in the one file with the modules' code
+# (runc_py/onefile.py), or in a text that is compiled where there is no such file for this interpreter.
 exec "$python" -I -S -c '
-import sys
+import sys, posix, marshal
 prefix, *sys.argv = sys.argv[1:]
-packages = f"{prefix}/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-
-def quicken(root):
-    # The modules from one file (runc_py/onefile.py), where there is one for this interpreter.
-    import marshal, posix
-    from _frozen_importlib_external import MAGIC_NUMBER
-    place = f"{root}/runc_py/__pycache__/onefile.{sys.implementation.cache_tag}"
-    try:
-        fd = posix.open(place, posix.O_RDONLY | posix.O_CLOEXEC)
-        head = posix.read(fd, 8)
-        size = int.from_bytes(head[4:], "little")
-        data = posix.read(fd, size) if head[:4] == MAGIC_NUMBER else b""
-        posix.close(fd)
-        finder, index = marshal.loads(data)
-    except (OSError, ValueError, EOFError, TypeError):
-        return
-    exec(finder, {"sys": sys, "marshal": marshal, "place": place, "start": size + 8, "index": index})
-
-root = packages
+root = "%s/lib/python%d.%d/site-packages" % (prefix, *sys.version_info[:2])
+begin = main = None
 try:
-    import posix
-    posix.stat(f"{root}/runc_py")
-except OSError:
-    try:  # an editable installation
-        with open(f"{packages}/_editable_impl_gantry_engine.pth") as paths:
-            root = paths.readline().rstrip()
+    try:
+        posix.stat(root + "/runc_py")
     except OSError:
-        pass
-quicken(root)
+        with open(root + "/_editable_impl_gantry_engine.pth") as paths:
+            root = paths.readline().rstrip()
+    place = root + "/runc_py/__pycache__/onefile." + sys.implementation.cache_tag
+    fd = posix.open(place, posix.O_CLOEXEC)
+    data = posix.read(fd, 32768)
+    posix.close(fd)
+    begin, index = marshal.loads(data[8:] if data[:4] == sys.hexversion.to_bytes(4, "little") else b"")
+except (OSError, ValueError, EOFError, TypeError):
+    pass
 sys.path.append(root)
+exec(begin or """
 try:
     from runc_py.main import main
 except ModuleNotFoundError:
     import site
-
     site.main()
     from runc_py.main import main
+""")
 main()
 ' "${bin%/*}" "$0" "$@"

@@ -8,7 +8,6 @@ itself once more, from the mount or from a sealed copy. What ``/proc/self/exe`` 
 
 from __future__ import annotations
 
-import fcntl
 import sys
 
 from runc_py import syscalls
@@ -28,7 +27,7 @@ def is_sealed() -> bool:
         if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
             return True
         try:
-            return fcntl.fcntl(fd, _F_GET_SEALS) & _SEALS == _SEALS
+            return syscalls.fcntl(fd, _F_GET_SEALS) & _SEALS == _SEALS
         except OSError:
             return False
     finally:
@@ -115,5 +114,5 @@ def _sealed_copy() -> int:
     while done < size:
         done += os.sendfile(copy, source, done, size - done)
     os.close(source)
-    fcntl.fcntl(copy, _F_ADD_SEALS, _SEALS)
+    syscalls.fcntl(copy, _F_ADD_SEALS, _SEALS)
     return copy

@@ -11,7 +11,8 @@ import sys
 from posix import *  # noqa: F403 -- that is what os does
 
 from runc_py import small_path as path
-from runc_py.light import TYPE_CHECKING
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from typing import Any

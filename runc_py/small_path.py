@@ -5,10 +5,10 @@ Rule: the same answers as ``posixpath`` for text; what is not here, or not simpl
 
 from __future__ import annotations
 
+import _stat as modes
 import posix
 
-from runc_py.light import TYPE_CHECKING
-from runc_py.light import stat as modes
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from typing import Any

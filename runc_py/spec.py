@@ -48,7 +48,7 @@ def read_spec(bundle: str, name: str = "config.json") -> Spec:
 def validate_spec(spec: Spec) -> None:
     """Raise InvalidSpec for a spec that this runtime cannot or must not run."""
     shape.check(spec, shape.SPEC)
-    spec = shape.without_nulls(spec)
+    spec = shape.plain(spec)
     version = spec.get("ociVersion")
     if not isinstance(version, str) or not version.startswith("1."):
         raise InvalidSpec(f'ociVersion: "{version}" is not a version this runtime knows (1.x)')
@@ -57,7 +57,7 @@ def validate_spec(spec: Spec) -> None:
         raise InvalidSpec("root.path: must be the path of the rootfs")
     process = spec.get("process")
     if process is not None:
-        validate_process(process)
+        _check_process(process, "process")
     linux = _object(spec, "linux")
     kinds = _check_namespaces(linux)
     check_mounts(spec)
@@ -91,7 +91,10 @@ def validate_process(process: Any, where: str = "process") -> None:
     if not isinstance(process, dict):
         raise InvalidSpec(f"{where}: must be an object")
     shape.check(process, shape.PROCESS, where)
-    process = shape.without_nulls(process)
+    _check_process(shape.plain(process), where)
+
+
+def _check_process(process: Spec, where: str) -> None:
     arguments = process.get("args")
     if not isinstance(arguments, list) or not arguments or not all(isinstance(item, str) for item in arguments):
         raise InvalidSpec(f"{where}.args: must be a list of strings that is not empty")

@@ -153,6 +153,9 @@ _mprotect = _function("mprotect", _pointer, _size, _int)
 _mremap = _function("mremap", _pointer, _size, _size, _int, _pointer, restype=_long)
 _memmove = _function("memmove", _pointer, _pointer, _size, restype=_pointer)
 _sbrk = _function("sbrk", _long, restype=_long)
+_ioctl = _function("ioctl", _int, _ulong, _words)
+_fcntl = _function("fcntl", _int, _int, _long)
+_prlimit = _function("prlimit64", _int, _int, _words, _pointer)
 _prctl_map = _function("prctl", _int, _ulong, _words, _ulong, _ulong)
 
 
@@ -270,9 +273,15 @@ def mount_setattr(
         raise _failed("mount_setattr")
 
 
+_hows: dict[tuple[int, int, int], bytes] = {}
+"""``struct open_how`` by flags, mode and resolution: the same few again and again."""
+
+
 def openat2(fd: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     """openat2(2); retries the EAGAIN that a rename race elsewhere on the system can cause."""
-    how = _packed(flags | _O_CLOEXEC, mode, resolve)
+    how = _hows.get((flags, mode, resolve))
+    if how is None:
+        how = _hows[flags, mode, resolve] = _packed(flags | _O_CLOEXEC, mode, resolve)
     for _ in range(64):
         result = _openat2(_OPENAT2, fd, _path(path), how, len(how))
         if result >= 0:
@@ -389,6 +398,35 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
     if result < 0:
         raise _failed("pidfd_getfd")
     return int(result)
+
+
+def ioctl(fd: int, request: int, argument: bytes) -> None:
+    """An ioctl(2) that only reads what it is given."""
+    if _ioctl(fd, request, argument) < 0:
+        raise _failed(f"ioctl {request:#x}")
+
+
+def fcntl(fd: int, command: int, argument: int = 0) -> int:
+    """fcntl(2) with a number."""
+    result = _fcntl(fd, command, argument)
+    if result < 0:
+        raise _failed(f"fcntl {command}")
+    return int(result)
+
+
+def setrlimit(resource: int, soft: int, hard: int) -> None:
+    """Limits of this process, of 64 bits each: the largest number means none (prlimit(2))."""
+    if _prlimit(0, resource, _packed(soft, hard), None) < 0:
+        raise _failed(f"limit {resource}")
+
+
+def getrlimit(resource: int) -> tuple[int, int]:
+    """(soft, hard) limit of this process."""
+    buffer = ctypes.create_string_buffer(16)
+    if _prlimit(0, resource, None, buffer) < 0:
+        raise _failed(f"limit {resource}")
+    soft, hard = (int.from_bytes(buffer.raw[at : at + 8], sys.byteorder) for at in (0, 8))
+    return soft, hard
 
 
 def _number(by_machine: dict[str, int], name: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from runc_py import onefile as oneself
 
 PACKAGE = Path(__file__).parents[3] / "runc_py"
 MODULES = "lib/python{}.{}/site-packages/runc_py".format(*sys.version_info)
@@ -62,6 +65,64 @@ def test_it_is_made_anew_when_a_source_has_changed(installed: Path) -> None:
     assert version(installed) == "9.9.9"
     assert onefile(installed).stat().st_ino != before
     assert sorted(path.name for path in onefile(installed).parent.glob("onefile.*[!c]")) == [onefile(installed).name]
+
+
+def test_every_module_comes_from_it_as_it_comes_from_its_source(installed: Path) -> None:
+    version(installed)
+    names = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE.rglob("*.py")
+    }
+    code = f"""
+import importlib
+finder, modules, asked = sys.meta_path[0], {sorted(names)!r}, []
+made = finder.made.copy()
+find = finder.find_spec
+for name in modules:
+    module = importlib.import_module(name)
+    assert module.__name__ == name and module.__file__.startswith(prefix), name
+    assert module.__package__ == (name if hasattr(module, "__path__") else name.rpartition(".")[0]), name
+    assert name in index and not module.__doc__, name
+    parent, _, last = name.rpartition(".")
+    assert not parent or getattr(sys.modules[parent], last) is module, name
+assert not finder.stale
+print(*sorted(made))
+"""
+    program = (PACKAGE / "runc-py.sh").read_text().partition("-c '\n")[2].rpartition("\nmain()\n")[0]
+    command = [sys.executable, "-I", "-S", "-c", program + code, str(installed), "runc-py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.split()
+    assert "runc_py.lifecycle" in first, "what all commands use is not made together"
+    assert "runc_py.create" not in first, "what few commands use is made for all"
+
+
+def test_the_units_are_whole_and_in_order() -> None:
+    """A module stands behind those that it imports when it is made: the import system is asked for none of them."""
+    unit_of = {name: number for number, unit in enumerate(oneself._UNITS) for name in unit}
+    for unit in oneself._UNITS:
+        for place, name in enumerate(unit):
+            path = PACKAGE / f"{name.replace('.', '/')}.py" if name else PACKAGE / "__init__.py"
+            source = path if path.exists() else PACKAGE / name.replace(".", "/") / "__init__.py"
+            for needed in top_imports(source):
+                if unit_of.get(needed) == unit_of[name]:
+                    assert needed in unit[:place], f"{name} imports {needed}"
+
+
+def top_imports(source: Path) -> set[str]:
+    """Modules of the package that a module imports when it is made, by names below the package."""
+    tree = ast.parse(oneself_stripped(source))
+    found = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("runc_py"):
+            base = (node.module or "").removeprefix("runc_py").lstrip(".")
+            found |= {base} if base else {alias.name for alias in node.names}
+    return found
+
+
+def oneself_stripped(source: Path) -> str:
+    """A module's text as it is compiled."""
+    return ast.unparse(oneself._Strip().visit(ast.parse(source.read_text())))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"garbage" * 50, (1 << 40).to_bytes(8, "little")])
