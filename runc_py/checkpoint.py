@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from runc_py.runtime import Launched, Runtime
 
 DESCRIPTORS = "descriptors.json"
+_DEFAULTS = (signal.SIGPIPE, signal.SIGTERM)
+"""Signals that criu must not find ignored: it ends its helpers by SIGTERM and waits for their ends."""
 CGROUP_MODES = ("soft", "full", "strict", "ignore")
 
 
@@ -244,6 +246,8 @@ def _become_criu(creation: Any, command: list[str]) -> NoReturn:
         syscalls.mount(creation.rootfs, creation.rootfs, "bind", syscalls.MS_BIND | syscalls.MS_REC)
         syscalls.mount(None, creation.rootfs, None, syscalls.MS_PRIVATE | syscalls.MS_REC)
         creation.manager.enter()
+        for number in _DEFAULTS:
+            signal.signal(number, signal.SIG_DFL)
         os.execv(command[0], command)
     except BaseException as error:
         os.write(2, f"cannot run criu: {error}\n".encode())
@@ -282,7 +286,7 @@ def _config_file(spec: dict[str, Any]) -> str:
 
 
 def _spawn(command: list[str]) -> int:
-    return os.posix_spawn(command[0], command, os.environ, setsigdef=[signal.SIGPIPE], setsigmask=[])
+    return os.posix_spawn(command[0], command, os.environ, setsigdef=_DEFAULTS, setsigmask=[])
 
 
 def _criu_failure(what: str, options: CriuOptions, log: str, status_word: int) -> RuntimeFailure:

@@ -22,6 +22,8 @@ from shim.exits import Children
 from shim.runtimes import CreateRequest
 
 _CONSOLE_SECONDS = 10.0
+_DEFAULTS = (signals.SIGPIPE, signals.SIGXFSZ, signals.SIGTERM, signals.SIGINT, signals.SIGHUP)
+"""What Python or the shim ignores: a runtime that leaves it so would give it to the container's processes."""
 _CHECKPOINT_SWITCHES = (
     ("tcp-established", "open_tcp"),
     ("ext-unix-sk", "external_unix_sockets"),
@@ -65,7 +67,7 @@ class CommandLine:
                 os.environ,
                 file_actions=actions,
                 setsigmask=[],
-                setsigdef=[signals.SIGPIPE],
+                setsigdef=_DEFAULTS,
             )
         except FileNotFoundError:
             os.close(told)
