@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from engine.network.service import NetworkService
 
 
-def with_resolv(service: NetworkService, sandbox: Sandbox) -> Sandbox:
-    """A sandbox that knows the resolv.conf it is about to get."""
-    text = _resolv(service, sandbox)
-    return msgspec.structs.replace(sandbox, resolv=hostfiles.digest(text)) if text is not None else sandbox
+def with_resolv(service: NetworkService, sandbox: Sandbox) -> tuple[Sandbox, str]:
+    """(a sandbox that knows the resolv.conf it is about to get, that file's text)"""
+    text = _resolv(service, sandbox) or ""
+    return msgspec.structs.replace(sandbox, resolv=hostfiles.digest(text)), text
 
 
 def rewrite(service: NetworkService, before: Sandbox, now: Sandbox) -> None:

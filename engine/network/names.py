@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from engine.interfaces import SandboxFiles, SandboxRequest
+from engine.interfaces import SandboxRequest
 from engine.network import files
 from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
 from engine.network.ports import RELAYED
@@ -61,20 +61,16 @@ def link_entries(request: SandboxRequest, sandboxes: Sequence[Sandbox]) -> Entri
     return out
 
 
-def container_files(
-    sandbox: Sandbox, others: Sequence[Sandbox], find: FindNetwork, gateways: Sequence[str], options: NetworkOptions
-) -> SandboxFiles:
-    """The files of ``sandbox``; ``gateways`` are what ``host-gateway`` stands for."""
+def hosts_file(sandbox: Sandbox, others: Sequence[Sandbox], gateways: Sequence[str]) -> str:
+    """The hosts file of ``sandbox``; ``gateways`` are what ``host-gateway`` stands for."""
     request = sandbox.request
     extra = files.extra_entries(request.extra_hosts, gateways)
-    resolv = resolv_conf(sandbox, find, options)
     if request.mode == "host":
         text = files.host_file("/etc/hosts")
         text += "" if text.endswith("\n") or not text else "\n"
-        return SandboxFiles(text + "".join(f"{address}\t{name}\n" for address, name in extra), resolv)
+        return text + "".join(f"{address}\t{name}\n" for address, name in extra)
     own = [entry for endpoint in sandbox.endpoints for entry in own_entries(request, endpoint)]
-    links = link_entries(request, others)
-    return SandboxFiles(files.hosts([*extra, *links, *own]), resolv)
+    return files.hosts([*extra, *link_entries(request, others), *own])
 
 
 def resolv_conf(sandbox: Sandbox, find: FindNetwork, options: NetworkOptions) -> str:

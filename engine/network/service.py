@@ -356,13 +356,15 @@ class NetworkService:
         """Interfaces, addresses, routes, firewall and published ports. Undoes itself on failure."""
         container_id = request.container_id
         if container_id in self._sandboxes:
-            return self._files(self._sandboxes[container_id])
+            sandbox, resolv = following.with_resolv(self, self._sandboxes[container_id])
+            self.keep(sandbox)
+            return self._files(sandbox, resolv)
         networks = self.wanted(request)
         for network, config in networks:
             # A restarted container wants its own address back while its last interface may still be on its way out.
             await self.reaper.hurry(network.id, planning.fixed_addresses(config))
         sandbox = planning.make_sandbox(self.registry, self.ports, request, networks)
-        sandbox = following.with_resolv(self, sandbox)
+        sandbox, resolv = following.with_resolv(self, sandbox)
         self.keep(sandbox)
         try:
             await both(self.tell_names(sandbox), self._attach(sandbox))
@@ -375,7 +377,7 @@ class NetworkService:
             self._drop_socket(container_id)
         for network, _ in networks:
             self.tell("connect", network, request)
-        return self._files(sandbox)
+        return self._files(sandbox, resolv)
 
     async def _undo(self, container_id: str) -> None:
         """Take back a failed ``connect``; the namespace stays for ``close_sandbox``."""
@@ -484,12 +486,11 @@ class NetworkService:
         attributes = {"container": request.container_id, "name": network.name, "type": network.driver}
         self._bus.publish("network", action, network.id, attributes)
 
-    def _files(self, sandbox: Sandbox) -> SandboxFiles:
+    def _files(self, sandbox: Sandbox, resolv: str) -> SandboxFiles:
         if sandbox.shared_with:
             other = self._sandboxes.get(sandbox.shared_with)
-            return self._files(other) if other is not None else SandboxFiles("", "")
-        others = self.sandboxes()
-        return names.container_files(sandbox, others, self.registry.find, self._host_gateways(), self.options)
+            return self._files(other, resolv) if other is not None else SandboxFiles("", "")
+        return SandboxFiles(names.hosts_file(sandbox, self.sandboxes(), self._host_gateways()), resolv)
 
     def _host_gateways(self) -> Sequence[str]:
         default = self.registry.named("bridge")

@@ -10,7 +10,7 @@ import pytest
 from engine.interfaces import SandboxRequest
 from engine.network import files, hostfiles
 from engine.network.model import Endpoint, Network, NetworkOptions, Sandbox
-from engine.network.names import container_files, dns_record, link_environment
+from engine.network.names import dns_record, hosts_file, link_environment, resolv_conf
 
 HOST = """# comment
 nameserver 127.0.0.53
@@ -106,9 +106,9 @@ def test_hosts_file_and_server_of_a_user_defined_network(monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "host_resolv_conf", lambda: (HOST, "/etc/resolv.conf"))
     mine = sandbox(1, "blue", "172.18.0.2", extra_hosts=("x:1.2.3.4",), domainname="example.org")
     others = [mine, sandbox(2, "blue", "172.18.0.3"), sandbox(3, "red", "172.19.0.2")]
-    made = container_files(mine, others, network, ["172.17.0.1"], NetworkOptions(dns=("9.9.9.9",)))
-    assert made.hosts.splitlines()[6:] == ["1.2.3.4\tx", "172.18.0.2\th1.example.org h1"]
-    assert body(made.resolv_conf)[0] == "nameserver 127.0.0.11"
+    hosts = hosts_file(mine, others, ["172.17.0.1"])
+    assert hosts.splitlines()[6:] == ["1.2.3.4\tx", "172.18.0.2\th1.example.org h1"]
+    assert body(resolv_conf(mine, network, NetworkOptions(dns=("9.9.9.9",))))[0] == "nameserver 127.0.0.11"
     record = dns_record(mine, network, "/pin", NetworkOptions(dns=("9.9.9.9",)))
     assert record is not None
     assert (record["forward"], record["servers"], record["host_servers"]) == (True, [], ["9.9.9.9"])
@@ -118,8 +118,7 @@ def test_hosts_file_and_server_of_a_user_defined_network(monkeypatch: pytest.Mon
 def test_links_of_the_default_bridge() -> None:
     mine = sandbox(1, "bridge", "172.17.0.2", links=("c2:data-base", "/c2:/c1/c2"))
     other = sandbox(2, "bridge", "172.17.0.3", exposed_ports=("5432/tcp", "53/udp"))
-    made = container_files(mine, [mine, other], network, [], NetworkOptions())
-    assert made.hosts.splitlines()[6:] == [
+    assert hosts_file(mine, [mine, other], []).splitlines()[6:] == [
         "172.17.0.3\tdata-base h2 c2",
         "172.17.0.3\tc2 h2",
         "172.17.0.2\th1",
