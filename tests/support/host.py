@@ -159,7 +159,7 @@ class PrivateHost:
             if os.readlink(f"/proc/{pid}/ns/pid") == namespace:
                 known[pid] = True
             else:
-                pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                pid = parent(pid)
         known.update(dict.fromkeys(asked, known.get(pid, False)))
         return known.get(pid, False)
 
@@ -208,6 +208,11 @@ class PrivateHost:
             "cgroups": sorted(self._cgroups()),
         }
         return {what: value for what, value in found.items() if value}
+
+
+def parent(pid: int) -> int:
+    """The parent's number. Raises ``OSError`` when the process has gone."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def nspid(pid: int) -> Sequence[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +46,8 @@ class Bundle:
 
     def __init__(self, directory: Path, source: Path) -> None:
         self.directory = directory
-        self.state = directory / "state"
+        # Not below ``directory``: what sockets are called may have 107 bytes, and pytest's names are long.
+        self.state = Path(tempfile.mkdtemp(prefix="gantry-")) / "state"
         self.rootfs = directory / "rootfs"
         self.id = f"gantry-test-{uuid.uuid4().hex[:12]}"
         self.runtime = Runtime(str(self.state))
@@ -167,9 +170,10 @@ def wait(launched: Launched) -> int:
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, busybox_root: Path) -> Iterator[Bundle]:
+def bundle(request: pytest.FixtureRequest, tmp_path: Path, busybox_root: Path) -> Iterator[Bundle]:
     """A bundle; afterwards its container must be gone, with its cgroup and without a mount left on the host."""
     made = Bundle(tmp_path, busybox_root)
+    request.addfinalizer(functools.partial(shutil.rmtree, made.state.parent))
     mounts = Path("/proc/self/mountinfo").read_text()
     descriptors = len(os.listdir("/proc/self/fd"))
     yield made
