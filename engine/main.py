@@ -34,9 +34,6 @@ DEFERRED = (
     "random",
     "google.protobuf.internal.python_message",  # protobuf's messages in Python, where there are none in C: 0.8 MB
     "google.protobuf.text_format",
-    "msgspec.inspect",
-    "msgspec.toml",
-    "msgspec.yaml",
 )
 """What an idle engine has no need of."""
 

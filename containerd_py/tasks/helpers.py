@@ -1,6 +1,6 @@
 """The two helper processes of containerd-py, zygote and keeper: find them or start them.
 
-Rule: standard library only, nothing heavy, because this runs before grpc is imported (docs/internals.md, "Processes").
+Rule: standard library only, nothing heavy: this runs before anything else is imported (docs/internals.md, "Processes").
 Helpers are started with ``posix_spawn`` in sessions of their own and outlive this process.
 """
 
