@@ -24,7 +24,7 @@ LIMITS: dict[tuple[str, str], str] = {
         "Activate",
     ): "works: `format`, `mkdir`, `mkfs`, `loop`; asked for by the client, not done by itself for tasks",
     ("containerd.services.mounts.v1.Mounts", "Update"): "works: labels (containerd's answers UNIMPLEMENTED)",
-    ("containerd.services.tasks.v1.Tasks", "Create"): "works; of a checkpoint where criu does, without a terminal",
+    ("containerd.services.tasks.v1.Tasks", "Create"): "works; of a checkpoint where criu does",
     ("containerd.services.tasks.v1.Tasks", "Metrics"): "works; filters: `id==ID`",
     ("containerd.services.transfer.v1.Transfer", "Transfer"): "works: pull, push, tag, import, export",
 }

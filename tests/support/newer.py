@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 NEWER = Path(os.environ.get("GANTRY_TEST_PEERS", "/var/cache/gantry-tests/trixie"))
@@ -14,6 +16,17 @@ def newer_program(path: str) -> str | None:
     """The program ``path`` (relative to the root) of the newer release; None when it was not fetched."""
     found = NEWER / path
     return str(found) if os.access(found, os.X_OK) else None
+
+
+def working_criu() -> str | None:
+    """A criu that works with the running kernel (``criu check``): the newer release's, else the one on PATH."""
+    for program in (newer_program("criu/criu"), shutil.which("criu")):
+        if program is not None and os.geteuid() == 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run([program, "check"], capture_output=True, timeout=30, check=False)
+                if done.returncode == 0:
+                    return program
+    return None
 
 
 def compose_program() -> str | None:
