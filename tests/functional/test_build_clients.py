@@ -118,13 +118,13 @@ def test_a_remote_engine_over_tls_builds_cancels_and_pushes(busybox_tar: bytes, 
             assert '"schemaVersion"' in host.check(
                 "skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}"
             )
-        (context / "Dockerfile").write_text("FROM busybox\nRUN sleep 27.1828\n")
+        (context / "Dockerfile").write_text("FROM busybox\nRUN sleep 2718.28\n")
         client = host.popen(*remote, "build", str(context), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(lambda: host.pids_of("sleep", "27.1828"), "the step to run")
+        wait_for(lambda: host.pids_of("sleep", "2718.28"), "the step to run")
         for pid in host.pids_of("build", str(context)):
             host.run("kill", "-9", host.inner_pid(pid))
         client.wait(10)
-        wait_for(lambda: not host.pids_of("sleep", "27.1828"), "the step to be killed", 15)
+        wait_for(lambda: not host.pids_of("sleep", "2718.28"), "the step to be killed")
         wait_for(lambda: not engine.docker("ps", "-aq").stdout, "its container to go")
         engine.down()
 

@@ -16,7 +16,7 @@ from tests.support.engine import DOCKER, Engine
 from tests.support.host import PrivateHost, wait_for
 from tests.support.images import busybox_rootfs
 
-SLEEP = "31.4159"
+SLEEP = "3141.59"
 """What a step sleeps, to be found among the processes."""
 
 
@@ -68,7 +68,7 @@ def test_a_client_that_leaves_ends_the_step(builder: Engine, context: Path) -> N
     for pid in builder.host.pids_of("build", str(context)):
         builder.host.run("kill", "-9", builder.host.inner_pid(pid))
     process.wait(10)
-    wait_for(lambda: nothing_left(builder), "the step to be killed and swept", 15)
+    wait_for(lambda: nothing_left(builder), "the step to be killed and swept")
 
 
 def request(builder: Engine, head: str, body: bytes) -> socket.socket:
@@ -148,7 +148,7 @@ def test_a_killed_daemon_sweeps_when_it_starts_again(builder: Engine, context: P
     builder.kill("engine.main")
     assert process.wait(20) != 0
     builder.start()
-    wait_for(lambda: nothing_left(builder), "what the build left to be swept", 15)
+    wait_for(lambda: nothing_left(builder), "what the build left to be swept")
     (context / "Dockerfile").write_text("FROM busybox\nRUN true\n")
     builder.host.check(*build(builder, context, "-q"))
 

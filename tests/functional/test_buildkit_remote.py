@@ -41,13 +41,13 @@ def test_a_remote_engine_builds_pushes_and_cancels(busybox_tar: bytes, tmp_path:
                 "skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}"
             )
         assert engine.docker("run", "--rm", name, "wc", "-c", "/big").stdout.split()[0] == str(20 << 20)
-        build.write("Dockerfile", "FROM busybox\nRUN sleep 27.1828\n")
+        build.write("Dockerfile", "FROM busybox\nRUN sleep 2718.28\n")
         client = host.popen(*build.command("build", ".", environment=far))
-        wait_for(lambda: host.pids_of("sleep", "27.1828"), "the step to run")
+        wait_for(lambda: host.pids_of("sleep", "2718.28"), "the step to run")
         for pid in host.pids_of("docker-buildx", "build"):
             host.run("kill", "-9", host.inner_pid(pid))
         client.wait(20)
-        wait_for(lambda: not host.pids_of("sleep", "27.1828"), "the step to be killed", 15)
+        wait_for(lambda: not host.pids_of("sleep", "2718.28"), "the step to be killed")
         wait_for(lambda: not engine.docker("ps", "-aq").stdout, "its container to go")
         engine.down()
         assert host.leftovers() == {}

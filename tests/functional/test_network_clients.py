@@ -294,7 +294,7 @@ def test_names_and_ports_outlive_the_daemons(world: World) -> None:
     before = _served(world)
     for _ in range(5):
         assert world.outside.get(f"http://{HOST}:8080/") == "served\n", "with both daemons dead"
-    wait_for(lambda: _served(world) > before + 3, "the client to find the server by name", 10)
+    wait_for(lambda: _served(world) > before + 3, "the client to find the server by name")
     engine.start()
     assert world.outside.get(f"http://{HOST}:8080/") == "served\n"
     world.web("late", "--network", "blue")

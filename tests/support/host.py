@@ -22,7 +22,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 DEFAULT_TIMEOUT = 60.0
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 40.0) -> None:
     """Poll until ``condition`` holds; ``AssertionError`` naming ``what`` when it does not in time."""
     deadline = time.monotonic() + seconds
     while not condition():

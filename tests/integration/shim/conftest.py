@@ -128,7 +128,7 @@ class Events:
 
     def wait_for(self, topic: str, count: int = 1) -> Values:
         with self.changed:
-            assert self.changed.wait_for(lambda: self.topics().count(topic) >= count, 10), self.seen
+            assert self.changed.wait_for(lambda: self.topics().count(topic) >= count, 30), self.seen
         return [event for seen, event in self.seen if seen == topic][count - 1]
 
 
@@ -192,7 +192,7 @@ class Shim:
         self.client.call("Connect", id=self.name)  # answered when all is taken over
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
+def wait_until(condition: Any, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "timed out"

@@ -106,7 +106,7 @@ class World:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - the condition is other code's state
             await asyncio.sleep(0.005)
 
@@ -150,7 +150,7 @@ async def body_client_gone(tmp_path: Path) -> None:
     await until(lambda: process.pid)
     os.set_blocking(world.tasks.ends[1], False)
     written = 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while written < 1 << 20:
             try:
                 written += os.write(world.tasks.ends[1], bytes(4096))

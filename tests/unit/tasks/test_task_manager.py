@@ -268,7 +268,7 @@ def in_loop(test: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[[Pat
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if condition():
             return
         await asyncio.sleep(0.01)
