@@ -226,7 +226,7 @@ def command_exec(context: Context, arguments: list[str]) -> int:
     parser.add_argument("-d", "--detach", action="store_true")
     parser.add_argument("--process-label", default="")
     parser.add_argument("--apparmor", default="")
-    parser.add_argument("--no-new-privs", action="store_true")
+    parser.add_argument("--no-new-privs", action="store_true", default=None)
     parser.add_argument("-c", "--cap", action="append", default=[])
     parser.add_argument("--cgroup", default="")
     parser.add_argument("--ignore-paused", action="store_true")
@@ -278,8 +278,8 @@ def _process_of(options: Options, root: str) -> dict[str, Any]:
     ):
         if value:
             process[key] = value
-    if options.no_new_privs:
-        process["noNewPrivileges"] = True
+    if options.no_new_privs is not None:
+        process["noNewPrivileges"] = options.no_new_privs
     if options.cap:
         sets = dict(process.get("capabilities") or {})
         for name in ("bounding", "effective", "permitted"):

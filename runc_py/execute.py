@@ -55,10 +55,13 @@ def execute_process(
 
 
 def _with_defaults(process: dict[str, Any], container: state.ContainerState) -> dict[str, Any]:
-    """What an OCI process object for exec leaves open comes from the container's own process."""
+    """What an OCI process object for exec leaves open comes from the container's own process.
+
+    Not ``noNewPrivileges``: Go's encoders leave it out where it is false, and so it is understood, by runc too.
+    """
     own = container.process
     filled = dict(process)
-    for key in ("capabilities", "rlimits", "noNewPrivileges", "apparmorProfile", "selinuxLabel", "cwd", "user"):
+    for key in ("capabilities", "rlimits", "apparmorProfile", "selinuxLabel", "cwd", "user"):
         if key not in filled and key in own:
             filled[key] = own[key]
     return filled

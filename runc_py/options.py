@@ -58,6 +58,13 @@ class _Declared:
         values[self.dest] = [*(values[self.dest] or ()), value] if self.action == "append" else value
 
 
+_TRUTHS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+"""What Go's flags take behind the ``=`` of a switch."""
+
+
 class Parser:
     """The declarations of one command."""
 
@@ -132,9 +139,9 @@ def _read_option(named: dict[str, _Declared], text: str, rest: Any, values: dict
     if one is None or one.nargs:
         raise _Unclear
     if one.action == "store_true":
-        if separator:
+        if separator and value not in _TRUTHS:
             raise _Unclear
-        values[one.dest] = True
+        values[one.dest] = not separator or _TRUTHS[value]
         return
     if not separator:
         value = next(rest, "-")

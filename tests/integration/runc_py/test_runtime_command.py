@@ -268,3 +268,40 @@ def test_listening_sockets_are_passed_on(bundle: Bundle) -> None:
             check=False,
         )
     assert done.stdout.split() == ["1", "1", "socket"], done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["", "runc"], ids=["ours", "runc"])
+def test_no_new_privileges_in_exec(bundle: Bundle, runtime: str) -> None:
+    """The container's setting, the flag's with a value, and a file that leaves it out: as Go writes ``false``."""
+    if runtime and shutil.which(runtime) is None:
+        pytest.skip(f"needs {runtime}")
+    bundle.process["args"] = ["sleep", "1000"]
+    bundle.process["noNewPrivileges"] = True
+    look = ["grep", "NoNewPrivs", "/proc/self/status"]
+    process = {"args": look, "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]}
+    (bundle.directory / "process.json").write_text(json.dumps(process))
+    # Not ``command``: its pipes would be the container's, and end with it.
+    bundle.save()
+    program = [runtime] if runtime else [sys.executable, "-m", "runc_py.main"]
+    root = f"{bundle.state}-{runtime}" if runtime else str(bundle.state)
+    started = subprocess.run(
+        [*program, "--root", root, "run", "--detach=true", bundle.id],
+        cwd=bundle.directory,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    assert started.returncode == 0
+    found = [
+        bundle.command("exec", *arguments, runtime=runtime).stdout.split()[-1]
+        for arguments in (
+            (bundle.id, *look),
+            ("--no-new-privs=false", bundle.id, *look),
+            ("--no-new-privs=true", bundle.id, *look),
+            ("--process", "process.json", bundle.id),
+        )
+    ]
+    bundle.command("delete", "--force", bundle.id, runtime=runtime)
+    assert found == ["1", "0", "1", "0"]
