@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.network import hostfiles, names
+from engine.network import files, hostfiles, names
 from engine.network.model import Sandbox
 from oci.errors import GantryError
 
@@ -32,6 +32,11 @@ def rewrite(service: NetworkService, before: Sandbox, now: Sandbox) -> None:
         if owner is not None and owner.id == now.id:
             hostfiles.rewrite_hosts(service.options.data_root, sandbox.request.container_id, before, now)
             _follow(service, sandbox)
+
+
+def host_says() -> object:
+    """All of the host's that a resolv.conf is made from."""
+    return files.host_file(files.RESOLV_CONF), files.host_resolv_conf()
 
 
 def follow_host(service: NetworkService) -> None:

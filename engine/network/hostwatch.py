@@ -29,11 +29,13 @@ _libc.inotify_add_watch.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
 
 
 class FileWatcher:
-    """Calls ``changed`` after something happened to one of ``paths``, or to what they link to."""
+    """Calls ``changed`` when ``look`` sees something else after an event about ``paths`` or what they link to."""
 
-    def __init__(self, paths: Iterable[str], changed: Callable[[], None]) -> None:
+    def __init__(self, paths: Iterable[str], look: Callable[[], object], changed: Callable[[], None]) -> None:
         self._paths = tuple(paths)
+        self._look = look
         self._changed = changed
+        self._seen: object = None
         self._descriptor = -1
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,6 +50,7 @@ class FileWatcher:
             return
         self._descriptor = descriptor
         self._watch()
+        self._seen = self._look()
         asyncio.get_running_loop().add_reader(descriptor, self._read)
 
     def stop(self) -> None:
@@ -80,4 +83,6 @@ class FileWatcher:
     def _settled(self) -> None:
         self._timer = None
         self._watch()
-        self._changed()
+        seen, self._seen = self._seen, self._look()
+        if seen != self._seen:
+            self._changed()

@@ -85,7 +85,7 @@ class NetworkService:
         self._started = False
         self._watcher = TableWatcher(self.options.table, self._mend)
         host_files = (files.RESOLV_CONF, files.SYSTEMD_RESOLV_CONF)
-        self._host_files = FileWatcher(host_files, lambda: following.follow_host(self))
+        self._host_files = FileWatcher(host_files, following.host_says, lambda: following.follow_host(self))
 
     async def run(self, work: Callable[..., R], *arguments: Any) -> R:
         """Run blocking kernel work on the worker thread, in order."""
@@ -156,8 +156,8 @@ class NetworkService:
             [r for r in records if r is not None], wanted=any(n.names for n in self.registry.connecting())
         )
 
-        following.follow_host(self)
         self._host_files.start()
+        following.follow_host(self)
         if self.options.firewall and self._host_ready:
             self._watcher.start()
 

@@ -57,7 +57,7 @@ def test_every_way_of_writing_is_noticed(tmp_path: Path, linked: bool) -> None:
 
     async def watched() -> None:
         noticed = asyncio.Event()
-        watcher = FileWatcher((str(path), str(tmp_path / "nowhere" / "x")), noticed.set)
+        watcher = FileWatcher((str(path), str(tmp_path / "nowhere" / "x")), path.read_text, noticed.set)
         watcher.start()
 
         async def step(change: Callable[[], None]) -> None:
@@ -70,6 +70,28 @@ def test_every_way_of_writing_is_noticed(tmp_path: Path, linked: bool) -> None:
         watcher.stop()
 
     asyncio.run(watched())
+
+
+def test_other_files_are_nobodys_business(tmp_path: Path) -> None:
+    (tmp_path / "resolv.conf").write_text("same")
+    told: list[int] = []
+    looked = asyncio.Event()
+
+    def look() -> str:
+        looked.set()
+        return (tmp_path / "resolv.conf").read_text()
+
+    async def watched() -> None:
+        watcher = FileWatcher((str(tmp_path / "resolv.conf"),), look, lambda: told.append(1))
+        watcher.start()
+        for name in ("passwd", "resolv.conf"):
+            looked.clear()
+            (tmp_path / name).write_text("same")
+            await asyncio.wait_for(looked.wait(), LIMIT)
+        watcher.stop()
+
+    asyncio.run(watched())
+    assert told == []
 
 
 def test_the_stub_of_systemd_resolved_stands_for_its_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
