@@ -95,7 +95,7 @@ async def _serve(settings: Settings) -> None:
         manager, sandboxes = await start_tasks(settings, stores.containers, exchange, reaper, stack)
         checkpoints = Checkpoints(stores.content, stores.workers, stores.containers, f"{settings.state}/checkpoints")
         controller = SandboxControllerService(sandboxes, Sandboxes(stores.database))
-        calls.add(TasksService(manager, checkpoints), EventsService(exchange), controller)
+        calls.add(TasksService(manager, checkpoints, stores.mounts), EventsService(exchange), controller)
         stores.collector.start()
         door = Door(settings.address, settings.tcp, calls.servicers)
         await door.listen()

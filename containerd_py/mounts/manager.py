@@ -155,6 +155,14 @@ class MountManager:
         _, labels, data = self._row(scope, name)
         return _info(labels, data)
 
+    def has(self, scope: Scope, name: str) -> bool:
+        """Whether there is such an activation."""
+        values = (scope.namespace, name, WHOLE)
+        return (
+            self._database.row("SELECT 1 FROM mounts WHERE namespace = ? AND name = ? AND state = ?", values)
+            is not None
+        )
+
     def list(self, scope: Scope, filters: Sequence[str] = ()) -> list[ActivationInfo]:
         """All that match one of ``filters`` (``name``, ``labels.…``), by name."""
         matches = filter_language.compile_filters(tuple(filters))

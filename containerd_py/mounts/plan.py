@@ -9,7 +9,7 @@ left to the client. Source: containerd, docs/mounts.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from oci import errors
@@ -49,6 +49,11 @@ def plan(mounts: Sequence[Mount], *, temporary: bool = False) -> Plan:
     if own < 0:
         raise errors.Unimplemented("none of these mounts needs the mount manager", hint="mount them as they are")
     return Plan(steps, own)
+
+
+def needs_manager(mounts: Iterable[Mount]) -> bool:
+    """Whether ``plan`` would have something to do."""
+    return any(mount.type in HANDLED or _step(mount).transforms for mount in mounts)
 
 
 def _step(mount: Mount) -> Step:

@@ -22,7 +22,7 @@ LIMITS: dict[tuple[str, str], str] = {
     (
         "containerd.services.mounts.v1.Mounts",
         "Activate",
-    ): "works: `format`, `mkdir`, `mkfs`, `loop`; asked for by the client, not done by itself for tasks",
+    ): "works: `format`, `mkdir`, `mkfs`, `loop`",
     ("containerd.services.mounts.v1.Mounts", "Update"): "works: labels (containerd's answers UNIMPLEMENTED)",
     ("containerd.services.tasks.v1.Tasks", "Create"): "works; of a checkpoint where criu does",
     ("containerd.services.tasks.v1.Tasks", "Metrics"): "works; filters: `id==ID`",

@@ -14,6 +14,8 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from containerd_py.checkpoints import Checkpoints
+from containerd_py.mounts.manager import MountManager
+from containerd_py.mounts.tasks import TaskMounts
 from containerd_py.services.errors import Context, scope, served
 from containerd_py.services.rpcs import TasksServicer
 from containerd_py.tasks.bundle import ExitRecord, check_identifier
@@ -31,16 +33,23 @@ STATE_SECONDS = 10.0
 class TasksService(TasksServicer):
     """Tasks over gRPC."""
 
-    def __init__(self, manager: TaskManager, checkpoints: Checkpoints) -> None:
+    def __init__(self, manager: TaskManager, checkpoints: Checkpoints, mounts: MountManager | None = None) -> None:
         self._manager = manager
         self._checkpoints = checkpoints
+        self._mounts = TaskMounts(mounts) if mounts is not None else None
 
     def _task(self, context: Context, id: str) -> Task:
         return self._manager.get(scope(context).namespace, id)
 
     async def Create(self, request: tasks_pb2.CreateTaskRequest, context: Context) -> tasks_pb2.CreateTaskResponse:
         where = scope(context)
-        task = await self._manager.create(where.namespace, request, self._checkpoints.wanted(where, request))
+        made = self._mounts is not None and await self._mounts.make(where, request)
+        try:
+            task = await self._manager.create(where.namespace, request, self._checkpoints.wanted(where, request))
+        except errors.GantryError:
+            if made and self._mounts is not None:
+                await self._mounts.take_back(where, request.container_id)
+            raise
         return tasks_pb2.CreateTaskResponse(container_id=task.id, pid=task.pid)
 
     async def Start(self, request: tasks_pb2.StartRequest, context: Context) -> tasks_pb2.StartResponse:
@@ -50,7 +59,10 @@ class TasksService(TasksServicer):
         return tasks_pb2.StartResponse(pid=answer.pid)
 
     async def Delete(self, request: tasks_pb2.DeleteTaskRequest, context: Context) -> tasks_pb2.DeleteResponse:
-        record = await self._manager.delete(scope(context).namespace, request.container_id)
+        where = scope(context)
+        record = await self._manager.delete(where.namespace, request.container_id)
+        if self._mounts is not None:
+            await self._mounts.take_back(where, request.container_id)
         return _deleted("", record)
 
     async def DeleteProcess(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +18,18 @@ from protos.containerd import (
     leases_pb2_grpc,
     mounts_pb2,
     mounts_pb2_grpc,
+    tasks_pb2,
     types_pb2,
 )
-from tests.integration.tasks.supervisor import CALL_SECONDS, METADATA, SPEC_TYPE, Supervisor, supervisor
+from tests.integration.tasks.supervisor import (
+    CALL_SECONDS,
+    METADATA,
+    OWN_RUNTIME,
+    SPEC_TYPE,
+    Supervisor,
+    spec,
+    supervisor,
+)
 from tests.support.host import wait_for
 
 HELD = {"containerd.io/gc.root": "yes"}
@@ -65,7 +75,7 @@ def code(daemon: Supervisor, method: str, **fields: Any) -> grpc.StatusCode:
     return found
 
 
-def writable(daemon: Supervisor, image: str) -> list[types_pb2.Mount]:
+def writable(daemon: Supervisor, image: str, owner: str = "") -> list[types_pb2.Mount]:
     """What containerd's documentation makes of a disk image: a file system in it, and an overlay on that."""
     return [
         mount("mkfs/loop", image, "X-containerd.mkfs.size=16MiB", "X-containerd.mkfs.fs=ext4"),
@@ -73,7 +83,7 @@ def writable(daemon: Supervisor, image: str) -> list[types_pb2.Mount]:
         mount(
             "format/mkdir/overlay",
             "overlay",
-            "X-containerd.mkdir.path={{ mount 1 }}/upper:0755:7:8",
+            f"X-containerd.mkdir.path={{{{ mount 1 }}}}/upper:0755{owner}",
             "X-containerd.mkdir.path={{ mount 1 }}/work",
             f"lowerdir={daemon.lower}",
             "upperdir={{ mount 1 }}/upper",
@@ -93,7 +103,7 @@ def loops(image: Path) -> list[str]:
 
 def test_an_image_a_file_system_and_an_overlay_left_to_the_client(daemon: Supervisor) -> None:
     image = daemon.root / "disk.img"
-    info = call(daemon, "Activate", name="disk", mounts=writable(daemon, str(image)), labels=HELD).info
+    info = call(daemon, "Activate", name="disk", mounts=writable(daemon, str(image), ":7:8"), labels=HELD).info
     loop, ext4 = info.active
     (overlay,) = info.system
     assert (info.name, dict(info.labels)) == ("disk", HELD)
@@ -217,3 +227,36 @@ def test_a_start_undoes_what_a_kill_left_half_made(daemon: Supervisor) -> None:
     daemon.start()
     assert call(daemon, "List") == [], "what is not mounted any more is forgotten"
     assert (mounted(daemon), half.exists()) == ([], False)
+
+
+def test_a_task_gets_what_its_rootfs_needs(daemon: Supervisor) -> None:
+    """An overlay on a disk image: made by Create, with the task's name, and taken back by Delete."""
+    image = daemon.root / "task.img"
+    container = containers_pb2.Container(id="onimage")
+    container.runtime.name = OWN_RUNTIME
+    container.spec.type_url = SPEC_TYPE
+    container.spec.value = json.dumps(spec(["sh", "-c", "echo written >/file; sleep 1000"])).encode()
+    daemon.containers.Create(containers_pb2.CreateContainerRequest(container=container), metadata=METADATA)
+
+    def create() -> None:
+        request = tasks_pb2.CreateTaskRequest(container_id="onimage", rootfs=writable(daemon, str(image)))
+        daemon.tasks.Create(request, metadata=METADATA, timeout=CALL_SECONDS)
+
+    create()
+    assert [info.name for info in call(daemon, "List")] == ["onimage"]
+    daemon.start_task("onimage")
+    (point,) = mounted(daemon)
+    wait_for((inside(daemon, point) / "upper/file").exists, "the program's file, on the image")
+    daemon.signal("onimage", 9)
+    daemon.wait("onimage")
+    assert daemon.delete_task("onimage") == 137
+    assert (mounted(daemon), call(daemon, "List")) == ([], [])
+    wait_for(lambda: loops(image) == [], "the loop device is free")
+
+    bad = mount("format/overlay", "overlay", "lowerdir={{ mount 7 }}")
+    with pytest.raises(grpc.RpcError, match="mounts before"):
+        request = tasks_pb2.CreateTaskRequest(container_id="onimage", rootfs=[bad])
+        daemon.tasks.Create(request, metadata=METADATA, timeout=CALL_SECONDS)
+    create()
+    daemon.delete("onimage")
+    assert (mounted(daemon), call(daemon, "List")) == ([], [])
