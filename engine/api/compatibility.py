@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Iterable
 
+from engine.api.fields import tables
 from engine.http.router import API_VERSION, MIN_API_VERSION, Route, version_text
 
 OPERATIONS: dict[str, str] = {
@@ -121,7 +122,8 @@ The engine answers API versions {version_text(MIN_API_VERSION)} to {version_text
 version in the path. An operation without a remark works in full. What is not built answers 404 with the engine's own
 words, or 501 where only an option is missing; nothing is accepted and then ignored.
 
-Request bodies are read as Go reads them: keys match in any case, null means absent, unknown keys are ignored.
+Request bodies are read as Go reads them: keys match in any case, null means absent, unknown keys are ignored. The
+fields of containers and execs, and the options of log drivers, stand behind the operations.
 """
 
 
@@ -154,6 +156,7 @@ def page(routes: Iterable[Route]) -> str:
         lines.append("")
     lines += ["## Gantry's own\n", "| operation | |", "|---|---|"]
     lines += [f"| `{r.method} {r.template.replace('*', '')}` | {r.note or 'works'} |" for r in by_operation.values()]
+    lines += ["", *tables()]
     lines += ["", DIFFERENCES_HEAD, "| request | in the answer | reason |", "|---|---|---|"]
     lines += [f"| `{request}` | `{path}` | {reason} |" for request, path, reason in DIFFERENCES]
     return "\n".join(lines) + "\n"

@@ -190,12 +190,17 @@ def check_host(host: HostConfig) -> None:
         raise InvalidArgument("can't create 'AutoRemove' container with restart policy")
     check_log_options(host.log_config.type, host.log_config.config or {})
     if host.storage_opt:
-        raise Unimplemented("storage options (--storage-opt) are not built yet for the overlayfs snapshotter")
+        raise Unimplemented(
+            f"--storage-opt {', '.join(host.storage_opt)} is not built: the overlayfs snapshotter sets no quotas",
+            hint="put what may grow into a volume of its own: --tmpfs /path:size=… or a local volume with o=size=…",
+        )
     if host.device_requests:
         raise InvalidArgument(
             f"could not select device driver {host.device_requests[0].get('Driver', '')!r} with capabilities: "
             f"{host.device_requests[0].get('Capabilities', [])}"
         )
+    if host.isolation.lower() not in ("", "default"):
+        raise InvalidArgument(f"invalid isolation '{host.isolation}' on linux")
     if host.userns_mode not in ("", "host"):
         raise InvalidArgument(f'invalid userns mode: "{host.userns_mode}"')
     _check_resources(host)

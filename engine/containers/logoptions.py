@@ -15,7 +15,7 @@ from oci.errors import InvalidArgument
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", re.IGNORECASE)
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _COMMON = ("labels", "labels-regex", "env", "env-regex", "tag")
-_OPTIONS: dict[str, tuple[str, ...]] = {
+OPTIONS: dict[str, tuple[str, ...]] = {
     "json-file": ("max-size", "max-file", "compress", *_COMMON),
     "local": ("max-size", "max-file", "compress", *_COMMON),
     "none": (),
@@ -32,7 +32,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
         *("fluentd-request-ack", "fluentd-write-timeout", *_COMMON),
     ),
 }
-_EVERYWHERE = ("mode", "max-buffer-size")
+EVERYWHERE = ("mode", "max-buffer-size")
 _SYSTEM_FACILITIES = "kern user mail daemon auth syslog lpr news uucp cron authpriv ftp"
 FACILITIES = [*_SYSTEM_FACILITIES.split(), *("",) * 4, *(f"local{number}" for number in range(8))]
 """Names by number; 12 to 15 have numbers only (RFC 5424, table 1)."""
@@ -47,11 +47,11 @@ FIRST_PAUSE = 0.5
 
 def check_options(driver: str, options: dict[str, str]) -> None:
     """Raises ``InvalidArgument`` in Docker's words for options a driver does not have."""
-    known = _OPTIONS.get(driver)
+    known = OPTIONS.get(driver)
     if known is None:
         raise InvalidArgument(f"logger: no log driver named '{driver}' is registered")
     for name in options:
-        if name not in known and name not in _EVERYWHERE:
+        if name not in known and name not in EVERYWHERE:
             raise InvalidArgument(f"unknown log opt '{name}' for {driver} log driver")
     if "max-size" in options:
         parse_size(options["max-size"])

@@ -44,7 +44,8 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One resolved mount of a container; ``source`` is a path on the host ("" for tmpfs).
 
     ``type`` is ``bind``, ``volume`` or ``tmpfs``. ``options`` are further mount options as text (tmpfs: ``size=…``).
-    ``subpath`` is what of a volume is mounted ("" for all of it).
+    ``subpath`` is what of a volume is mounted ("" for all of it). ``writable_below``: a read-only bind's sub-mounts
+    stay as they are. ``labels`` and ``driver_options`` are of a volume that is still to be made.
     """
 
     type: str
@@ -60,6 +61,9 @@ class MountPoint(msgspec.Struct, frozen=True, kw_only=True):
     anonymous: bool = False
     options: tuple[str, ...] = ()
     subpath: str = ""
+    writable_below: bool = False
+    labels: dict[str, str] | None = None
+    driver_options: dict[str, str] | None = None
 
 
 class Container(msgspec.Struct, frozen=True, kw_only=True):

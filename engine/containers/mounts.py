@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from engine.containers import subpaths
-from engine.containers.config import ContainerConfig, HostConfig, Mount
+from engine.containers.config import BindOptions, ContainerConfig, HostConfig, Mount
 from engine.containers.model import Container, MountPoint
 from engine.containers.volumes import ANONYMOUS_LABEL, Volumes
-from oci.errors import InvalidArgument, Unimplemented
+from engine.spec.mounts import recursive_readonly
+from oci.errors import InvalidArgument, NotFound, Unimplemented
 
 PROPAGATIONS = frozenset({"private", "rprivate", "shared", "rshared", "slave", "rslave"})
 _FLAGS = frozenset({"ro", "rw", "z", "Z", "nocopy", "cached", "delegated", "consistent"})
@@ -102,6 +103,7 @@ def _bind_mount(mount: Mount, destination: str) -> MountPoint:
     propagation = (options.propagation if options else "") or "rprivate"
     if propagation not in PROPAGATIONS:
         raise InvalidArgument(f'invalid mount config for type "bind": invalid propagation mode: {propagation}')
+    _check_read_only(mount, propagation)
     return MountPoint(
         type="bind",
         source=posixpath.normpath(mount.source),
@@ -109,16 +111,40 @@ def _bind_mount(mount: Mount, destination: str) -> MountPoint:
         rw=not mount.read_only,
         propagation=propagation,
         recursive=not (options is not None and options.non_recursive),
+        writable_below=options is not None and options.read_only_non_recursive,
     )
+
+
+def _check_read_only(mount: Mount, propagation: str) -> None:
+    options = mount.bind_options or BindOptions()
+    if (options.read_only_non_recursive or options.read_only_force_recursive) and not mount.read_only:
+        name = "ReadOnlyNonRecursive" if options.read_only_non_recursive else "ReadOnlyForceRecursive"
+        why = f'mount is set "{name}" but not set "ReadOnly"'
+    elif not options.read_only_force_recursive:
+        return
+    elif options.read_only_non_recursive:
+        why = "ReadOnlyForceRecursive conflicts with ReadOnlyNonRecursive"
+    elif options.non_recursive:
+        why = "ReadOnlyForceRecursive conflicts with NonRecursive"
+    elif propagation != "rprivate":
+        why = f"ReadOnlyForceRecursive needs the propagation rprivate, not {propagation}"
+    elif not recursive_readonly():
+        why = "this kernel cannot make a mount read-only with all that is mounted below it (Linux 5.12 can)"
+    else:
+        return
+    raise InvalidArgument(f'invalid mount config for type "bind": {why}')
 
 
 def _volume_mount(mount: Mount, destination: str) -> MountPoint:
     options = mount.volume_options
+    driver = options.driver_config if options is not None else None
     return MountPoint(
         type="volume",
         name=mount.source,
         destination=destination,
-        driver=(options.driver_config.name if options and options.driver_config else "") or "local",
+        driver=(driver.name if driver is not None else "") or "local",
+        driver_options=driver.options if driver is not None else None,
+        labels=options.labels if options is not None else None,
         mode="z",
         rw=not mount.read_only,
         copy_up=not (options is not None and (options.no_copy or options.subpath)),
@@ -142,7 +168,7 @@ def parse_mount(mount: Mount) -> MountPoint:
         options = _tmpfs_options(mount)
         return MountPoint(type="tmpfs", destination=destination, rw=not mount.read_only, options=options)
     if mount.type in ("image", "npipe", "cluster"):
-        raise Unimplemented(f"mounts of type {mount.type!r} are not built yet")
+        raise Unimplemented(f"mounts of type {mount.type!r} are not built", hint="use bind, volume or tmpfs")
     raise InvalidArgument(f'mount type unknown: "{mount.type}"', hint="use bind, volume or tmpfs")
 
 
@@ -157,6 +183,13 @@ def _inherited(entry: str, find: Callable[[str], Container]) -> list[MountPoint]
     ]
 
 
+def _driven(point: MountPoint, host: HostConfig) -> MountPoint:
+    """A volume by the driver that ``--volume-driver`` names."""
+    if point.type != "volume":
+        return point
+    return msgspec.structs.replace(point, driver=host.volume_driver or "local")
+
+
 def plan(config: ContainerConfig, host: HostConfig, find: Callable[[str], Container]) -> list[MountPoint]:
     """The mounts a new container gets; volumes without a name are still to be made.
 
@@ -167,7 +200,7 @@ def plan(config: ContainerConfig, host: HostConfig, find: Callable[[str], Contai
         points.update((p.destination, p) for p in _inherited(entry, find))
     asked: set[str] = set()
     explicit: Iterable[MountPoint] = [
-        *(parse_bind(text) for text in host.binds or ()),
+        *(_driven(parse_bind(text), host) for text in host.binds or ()),
         *(parse_mount(mount) for mount in host.mounts or ()),
     ]
     for point in explicit:
@@ -178,9 +211,8 @@ def plan(config: ContainerConfig, host: HostConfig, find: Callable[[str], Contai
     for path in config.volumes or {}:
         destination = _check_destination(path, path)
         if destination not in points and destination not in (host.tmpfs or {}):
-            points[destination] = MountPoint(
-                type="volume", destination=destination, driver="local", anonymous=True, copy_up=True
-            )
+            point = MountPoint(type="volume", destination=destination, anonymous=True, copy_up=True)
+            points[destination] = _driven(point, host)
     # Parents are mounted before what lies inside them.
     return sorted(points.values(), key=lambda p: p.destination.count("/"))
 
@@ -194,11 +226,15 @@ def realize(points: list[MountPoint], volumes: Volumes) -> tuple[MountPoint, ...
     for point in points:
         if point.type == "volume" and not point.source:
             name = point.name or os.urandom(32).hex()
-            labels = {ANONYMOUS_LABEL: ""} if point.anonymous else None
-            volume, _ = volumes.create(name, driver=point.driver, labels=labels)
+            labels = {ANONYMOUS_LABEL: "", **(point.labels or {})} if point.anonymous else point.labels
+            try:
+                volume, _ = volumes.create(name, driver=point.driver, labels=labels, options=point.driver_options)
+            except NotFound as error:  # which clients would take for the image
+                raise InvalidArgument(error.message, hint="volumes have the driver local alone") from error
             path = volumes.path(volume.name)
-            copy_up = point.copy_up and not os.listdir(path)
-            out.append(msgspec.structs.replace(point, name=volume.name, source=path, copy_up=copy_up))
+            copy_up = point.copy_up and not volume.options and not os.listdir(path)
+            made = msgspec.structs.replace(point, name=volume.name, source=path, copy_up=copy_up)
+            out.append(msgspec.structs.replace(made, labels=None, driver_options=None))
         else:
             if point.type == "bind" and not os.path.lexists(point.source):
                 os.makedirs(point.source, mode=0o755, exist_ok=True)

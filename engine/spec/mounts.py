@@ -70,7 +70,8 @@ def user_mount(point: MountPoint) -> dict[str, Any]:
         return {"destination": point.destination, "type": "tmpfs", "source": "tmpfs", "options": options}
     options = ["rbind" if point.recursive else "bind"]
     if not point.rw:
-        options.append("rro" if point.recursive and recursive_readonly() else "ro")
+        whole = point.recursive and not point.writable_below and recursive_readonly()
+        options.append("rro" if whole else "ro")
     if point.propagation or point.type == "bind":
         options.append(point.propagation or "rprivate")
     return {"destination": point.destination, "type": "bind", "source": point.source, "options": options}

@@ -51,13 +51,15 @@ def test_environment_user_and_privilege(engine: Engine, box: str) -> None:
 
 
 def test_inspect_and_detached(engine: Engine, box: str) -> None:
-    status, made = engine.api("POST", "/containers/execbox/exec", {"Cmd": ["sleep", "0.3"], "User": None})
+    waiting = ["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.05; done"]
+    status, made = engine.api("POST", "/containers/execbox/exec", {"Cmd": waiting, "User": None})
     assert status == 201
     assert engine.api("POST", f"/exec/{made['Id']}/start", {"Detach": True})[0] == 200
     running = engine.api("GET", f"/exec/{made['Id']}/json")[1]
     assert (running["Running"], running["ExitCode"], running["ContainerID"]) == (True, None, box)
-    assert running["ProcessConfig"]["entrypoint"] == "sleep"
+    assert running["ProcessConfig"]["entrypoint"] == "sh"
     assert made["Id"] in engine.api("GET", "/containers/execbox/json")[1]["ExecIDs"]
+    engine.docker("exec", box, "touch", "/tmp/go")
     wait_for(lambda: engine.api("GET", f"/exec/{made['Id']}/json")[1]["ExitCode"] == 0, "the exec's end")
     assert engine.api("POST", f"/exec/{made['Id']}/start", {"Detach": True})[0] == 409
     assert engine.api("GET", "/exec/nosuch/json") == (404, {"message": "No such exec instance: nosuch"})

@@ -42,3 +42,42 @@ def test_tmpfs_options_of_the_local_driver(engine: Engine) -> None:
         assert "size=1024k" in line
     finally:
         engine.docker("volume", "rm", "ram")
+
+
+def test_a_mount_makes_its_volume_with_options_and_labels(engine: Engine) -> None:
+    mount = "type=volume,src=opted,dst=/v,volume-label=k=v,volume-opt=type=tmpfs,volume-opt=device=tmpfs"
+    try:
+        said = engine.docker("run", "--rm", "--mount", f"{mount},volume-opt=o=size=1m", "busybox", "df", "-k", "/v")
+        assert said.stdout.splitlines()[-1].split()[:2] == ["tmpfs", "1024"]
+        volume = json.loads(engine.docker("volume", "inspect", "opted").stdout)[0]
+        assert (volume["Labels"], volume["Options"]["o"]) == ({"k": "v"}, "size=1m")
+    finally:
+        engine.docker("volume", "rm", "opted", check=False)
+
+
+def test_a_volume_driver_that_is_not_there_is_named(engine: Engine) -> None:
+    refused = engine.docker("create", "--volume-driver", "nope", "-v", "driven:/v", "busybox", check=False)
+    assert 'error looking up volume plugin nope: plugin "nope" not found' in refused.stderr
+    assert engine.docker("volume", "ls", "-q", "--filter", "name=driven").stdout == ""
+    ident = engine.docker("create", "--volume-driver", "nope", "busybox").stdout.strip()  # nothing asks for it
+    engine.docker("rm", ident)
+
+
+def test_read_only_binds_and_what_is_mounted_below(engine: Engine) -> None:
+    """Read-only is all of it, unless what is below shall stay writable."""
+    top = engine.host.base / "binds"
+    below = top / "below"
+    below.mkdir(parents=True)
+    engine.host.check("mount", "-t", "tmpfs", "tmpfs", str(below))
+    try:
+        for recursive, writable in (("enabled", False), ("readonly", False), ("writable", True)):
+            options = f"type=bind,src={top},dst=/b,readonly,bind-recursive={recursive}"
+            options += ",bind-propagation=rprivate" if recursive == "readonly" else ""
+            done = engine.docker("run", "--rm", "--mount", options, "busybox", "touch", "/b/below/x", check=False)
+            assert (done.returncode == 0) is writable, (recursive, done.stderr)
+        body = {"Type": "bind", "Source": str(top), "Target": "/b", "BindOptions": {"ReadOnlyForceRecursive": True}}
+        status, told = engine.api("POST", "/containers/create", {"Image": "busybox", "HostConfig": {"Mounts": [body]}})
+        assert status == 400
+        assert 'mount is set "ReadOnlyForceRecursive" but not set "ReadOnly"' in told["message"]
+    finally:
+        engine.host.check("umount", str(below))
