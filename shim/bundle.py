@@ -28,8 +28,9 @@ RESTORED = "restored"
 
 _EVICTION_ROUNDS = 2000
 _FLOCK = struct.Struct("@hhqqi4x")
-_SHIM_BYTE, _HELPER_BYTE = 0, 1
-"""What of ``shim.lock`` the shim has locked, and what a fork of it that runs the runtime."""
+LOCK = "shim.lock"
+SHIM_BYTE, _HELPER_BYTE = 0, 1
+"""What of that file the shim has locked, and what a fork of it that runs the runtime."""
 
 
 class ExitRecord(NamedTuple):
@@ -187,15 +188,15 @@ def claim(path: str) -> None:
     is POSIX's: the kernel knows its holder and takes it back at any death, and children do not inherit it. Raises
     ``TimeoutError`` when the other does not die, ``FileNotFoundError`` when the bundle is being removed.
     """
-    lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(f"{path}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for _ in range(_EVICTION_ROUNDS):
         holder = 0
-        if _locked(lock, _SHIM_BYTE):
+        if _locked(lock, SHIM_BYTE):
             holder = _holder(lock, _HELPER_BYTE)
             if not holder:
-                _check_name(f"{path}/shim.lock", lock)
+                check_name(f"{path}/{LOCK}", lock)
                 return  # never closed: closing any descriptor of the file would give the lock up
-        for other in {holder or _holder(lock, _SHIM_BYTE)} - {0}:
+        for other in {holder or _holder(lock, SHIM_BYTE)} - {0}:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(other, signal.SIGKILL)
         time.sleep(0.005)
@@ -203,25 +204,15 @@ def claim(path: str) -> None:
     raise TimeoutError(f"the shim that holds {path}/shim.lock does not die")
 
 
-def succeed(path: str, predecessor: int) -> bool:
-    """Be the one shim of the bundle ``path`` after ``predecessor``, which ends of its own will just now.
-
-    Harms nobody: whoever has claimed the bundle meanwhile keeps it, and the answer is no.
-    """
-    try:
-        lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CLOEXEC)
-        while not _locked(lock, _SHIM_BYTE):
-            if _holder(lock, _SHIM_BYTE) not in (predecessor, 0):
-                return False
-            time.sleep(0.001)
-        _check_name(f"{path}/shim.lock", lock)
-    except FileNotFoundError:
-        return False
-    return True  # never closed, as in ``claim``
+def give_up(path: str) -> None:
+    """Be the bundle's shim no more: closing any descriptor of the file gives up all of a process's locks on it."""
+    os.close(os.open(f"{path}/{LOCK}", os.O_RDWR | os.O_CLOEXEC))
 
 
-def _check_name(path: str, lock: int) -> None:
-    """Whoever removes a bundle renames it and then kills who holds its lock: who locked too late sees the name gone."""
+def check_name(path: str, lock: int) -> None:
+    """Raises ``FileNotFoundError`` unless ``path`` is still the name of the locked file.
+
+    Whoever removes a bundle renames it and then kills who holds its lock: who locked too late sees the name gone."""
     found, expected = os.stat(path), os.fstat(lock)
     if (found.st_dev, found.st_ino) != (expected.st_dev, expected.st_ino):
         raise FileNotFoundError(errno.ENOENT, "the bundle has been removed", path)
@@ -229,7 +220,7 @@ def _check_name(path: str, lock: int) -> None:
 
 def lock_helper(path: str) -> None:
     """Have the next shim of the bundle kill this process, a fork of the present one, should both live so long."""
-    lock = os.open(f"{path}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(f"{path}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     _locked(lock, _HELPER_BYTE)
 
 

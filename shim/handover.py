@@ -8,6 +8,7 @@ is seen by its pidfd. Whichever of the two is killed, the supervisor finds no sh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,101 +18,105 @@ from typing import Any, NamedTuple
 
 from protos import fdpass
 from protos.shim_messages import STATUS_PAUSED, STATUS_RUNNING
-from shim import rest
-from shim.bundle import ADDED, Bundle, ProcessRecord
+from shim.bundle import ADDED, Bundle, ProcessRecord, give_up
 from shim.container import Container
 from shim.io import ProcessIO
 from shim.loop import READ, report
 from shim.process import Process
+from shim.rest import GO
 from shim.restore import taken_from
 from shim.server import Server, Unanswered
 from shim.service import TaskService
 from shim.stdio import Uris
 
-FIRST_SECONDS = 2.0
-"""How long nothing must happen before a shim hands over for the first time."""
+FIRST_SECONDS = float(os.environ.get("GANTRY_SHIM_REST", "") or 2.0)
+"""How long nothing must happen before a shim hands over for the first time; it never does when this is 0."""
 
 _LONGEST_SECONDS = 300.0
 _WORTH_IT_SECONDS = 20.0
 """A rest that is shorter was not worth two hand-overs: the next one is waited for longer."""
 
 _PEER_SECONDS = 5.0
+_LARGEST_STATE = fdpass.MAX_PACKET // 2
+"""JSON in JSON: its quotes need a backslash each."""
 
 
 class Frozen(NamedTuple):
     """A shim in the form that travels: a JSON object that names ``descriptors`` by their places."""
 
+    container: Container
     state: dict[str, Any]
     descriptors: list[int]
-    watched: list[tuple[int, int]]
-    """Places in ``descriptors`` and the poll events for which to wake up."""
 
 
 class _Luggage:
-    def __init__(self) -> None:
-        self.descriptors: list[int] = []
-        self.watched: list[tuple[int, int]] = []
+    def __init__(self, *descriptors: int) -> None:
+        self.descriptors = list(descriptors)
 
-    def add(self, descriptor: int, events: int = 0) -> int:
+    def add(self, descriptor: int) -> int:
         """The place of ``descriptor``; -1 for none."""
         if descriptor < 0:
             return -1
         if descriptor not in self.descriptors:
             self.descriptors.append(descriptor)
-        place = self.descriptors.index(descriptor)
-        if events:
-            self.watched.append((place, events))
-        return place
+        return self.descriptors.index(descriptor)
 
 
 class Resting:
     """Watches over one shim: hands it over when nothing has happened for ``seconds``."""
 
-    def __init__(self, service: TaskService, server: Server, seconds: float = FIRST_SECONDS) -> None:
+    def __init__(self, service: TaskService, server: Server, seconds: float) -> None:
         self._service, self._server, self._seconds = service, server, seconds
-        service.loop.call_at_rest(seconds, self._rest)
+        if seconds > 0:
+            service.loop.call_at_rest(seconds, self._rest)
 
     def _rest(self) -> None:
         frozen = freeze(self._service, self._server)
         if frozen is None:
             return
         frozen.state.update(seconds=self._seconds, since=time.monotonic())
+        children = [process.pidfd for process in frozen.container.processes() if process.running and process.is_child]
+        for pidfd in children:  # this shim hears of them by signals; the epoll set is the other's, too
+            self._service.loop.watch(pidfd, READ, _ignored)
         try:
             _hand_over(self._service.config.zygote, Bundle(self._service.config.bundle), frozen)
         except (OSError, fdpass.PeerError) as error:
             report(f"cannot hand over to a shim at rest: {error}: staying awake")
+            for pidfd in children:
+                self._service.loop.unwatch(pidfd)
         else:
             os._exit(0)
+
+
+def _ignored(_events: int) -> None:
+    """Nothing is called between the watch and its end."""
 
 
 def _hand_over(zygote: str, bundle: Bundle, frozen: Frozen) -> None:
     """Returns when the other one is in charge. Raises ``OSError`` or ``PeerError``; this shim goes on then."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     with ours:
-        ours.settimeout(_PEER_SECONDS)
+        state = json.dumps(frozen.state, separators=(",", ":"))
+        request = {"op": "rest", "bundle": bundle.path, "state": state}
         with theirs, fdpass.connect(zygote, timeout=_PEER_SECONDS) as peer:
-            answer, _ = fdpass.call(peer, {"op": "rest"}, [theirs.fileno()])
-        payload = rest.encode(bundle.path, frozen.watched, json.dumps(frozen.state, separators=(",", ":")).encode())
-        socket.send_fds(ours, [payload], frozen.descriptors)
-        if ours.recv(len(rest.READY)) != rest.READY:
-            raise ConnectionError("it ended")
+            answer, _ = fdpass.call(peer, request, [theirs.fileno(), *frozen.descriptors])
         bundle.write_pid("shim.pid", answer["pid"])
-        try:
-            ours.send(rest.GO, socket.MSG_NOSIGNAL)
-        except OSError:
-            bundle.write_pid("shim.pid", os.getpid())
-            raise
+        give_up(bundle.path)
+        with contextlib.suppress(OSError):  # if it is dead, the supervisor sees that nobody is there any more
+            ours.send(GO, socket.MSG_NOSIGNAL)
 
 
 def freeze(service: TaskService, server: Server) -> Frozen | None:
     """All that another shim needs to go on; ``None`` while something is under way, or when it would not fit."""
     container = service.containers.get(service.config.container_id)
-    if container is None or len(service.containers) > 1 or service.publisher.pending or not _quiet(container):
+    if container is None or len(service.containers) > 1 or service.has_sandbox:
+        return None
+    if service.publisher.pending or not _quiet(container):
         return None
     connections = server.handed_over()
     if connections is None:
         return None
-    luggage = _Luggage()
+    luggage = _Luggage(service.loop.fileno())
     held: dict[str, int] = {}
     for process in container.processes():
         if process.running and not _pack(process, luggage, held):
@@ -119,17 +124,17 @@ def freeze(service: TaskService, server: Server) -> Frozen | None:
     state = {
         "config": service.config,
         "status": container.init.status,
-        "listener": luggage.add(server.fileno(), READ),
-        "connections": [(luggage.add(number, READ), calls) for number, calls in connections],
+        "listener": luggage.add(server.fileno()),
+        "connections": [(luggage.add(number), calls) for number, calls in connections],
         "held": held,
-        "keeper": luggage.add(container.parking.handed_over(), READ),
+        "keeper": luggage.add(container.parking.handed_over()),
         "oom": None,
     }
     if container.oom is not None:
         watched, counter, seen = container.oom.handed_over()
-        state["oom"] = (luggage.add(watched, container.oom.events), luggage.add(counter), seen)
-    fits = len(luggage.descriptors) <= fdpass.MAX_DESCRIPTORS and len(json.dumps(state)) < rest.LARGEST_STATE
-    return Frozen(state, luggage.descriptors, luggage.watched) if fits else None
+        state["oom"] = (luggage.add(watched), luggage.add(counter), seen)
+    fits = len(luggage.descriptors) < fdpass.MAX_DESCRIPTORS and len(json.dumps(state)) < _LARGEST_STATE
+    return Frozen(container, state, luggage.descriptors) if fits else None
 
 
 def _quiet(container: Container) -> bool:
@@ -142,10 +147,9 @@ def _pack(process: Process, luggage: _Luggage, held: dict[str, int]) -> bool:
     if process.io is None or handed is None or process.pidfd < 0:
         return False
     prefix = f"exec.{process.exec_id}/" if process.exec_id else ""
-    watched = set(process.io.watched())
     for name, descriptor in handed.items():
-        held[prefix + name] = luggage.add(descriptor, READ if descriptor in watched else 0)
-    held[f"{prefix}pidfd"] = luggage.add(process.pidfd, READ)
+        held[prefix + name] = luggage.add(descriptor)
+    held[f"{prefix}pidfd"] = luggage.add(process.pidfd)
     return True
 
 

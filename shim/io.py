@@ -106,14 +106,6 @@ class ProcessIO:
             held["attach"] = listener
         return held
 
-    def watched(self) -> Iterable[int]:
-        """The descriptors among those of ``handed_over`` that become readable when there is something to do."""
-        found = [self._console] if self._console is not None and not any(pump.closed for pump in self._pumps) else []
-        found += [pump.pipe for pump in self._pumps if isinstance(pump, LogPump) and not pump.closed]
-        if self._attach is not None:
-            found.append(self._attach.fileno())
-        return found
-
     def _open_log(self, *, make: bool = True) -> None:
         for target in (self._stdout, self._stderr):
             if target.kind == RAWLOG:

@@ -42,6 +42,10 @@ class Loop:
         self._rest_seconds = self._next_rest = -1.0
         self._rest: Callable[[], None] = self.stop
 
+    def fileno(self) -> int:
+        """The epoll set: readable when something that is watched is ready."""
+        return self._poll.fileno()
+
     def watch(self, descriptor: int, events: int, callback: Callback) -> None:
         """Call ``callback`` whenever ``events`` hold on ``descriptor``. Watching again changes both."""
         if descriptor in self._callbacks:

@@ -62,16 +62,21 @@ def serve(config: ShimConfig, listener: socket.socket, *, restore: bool = False)
         service.reap()
     server = Server(loop, listener, service)
     if config.zygote:
-        from shim.handover import Resting
+        from shim.handover import FIRST_SECONDS, Resting
 
-        Resting(service, server)
+        Resting(service, server, FIRST_SECONDS)
     return _run(loop, server, service)
 
 
 def resume(state: bytes, descriptors: Sequence[int]) -> int:
-    """Be the shim that handed over ``state`` and ``descriptors`` (``shim.handover``); the exit code."""
+    """Be the shim that handed over ``state`` and ``descriptors`` (``shim.handover``); the exit code.
+
+    Before those that the state names there is the link to it; the first of them, its epoll set, is closed already.
+    """
     from shim.handover import take_over
 
+    link, *descriptors = descriptors
+    os.close(link)
     values = json.loads(state)
     config = ShimConfig(*values["config"])
     _become_shim(config)

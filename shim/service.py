@@ -89,6 +89,11 @@ class TaskService:
             self.methods = {**self.methods, **SANDBOX_METHODS}
         return SANDBOX_METHODS
 
+    @property
+    def has_sandbox(self) -> bool:
+        """Whether a sandbox of containerd's lives here: this shim is its only witness."""
+        return self._sandbox is not None and self._sandbox.alive
+
     def call(self, method: str, request: Values) -> Values | Deferred:
         """Answer one call. Raises ``Failure``."""
         try:
@@ -247,8 +252,7 @@ class TaskService:
         return {"shim_pid": os.getpid(), "task_pid": task_pid, "version": __version__}
 
     def _shutdown(self, request: Values) -> Values:
-        held = self._sandbox is not None and self._sandbox.alive
-        if request["now"] or not (self.containers or held):
+        if request["now"] or not (self.containers or self.has_sandbox):
             self.on_shutdown()
         return _NOTHING
 

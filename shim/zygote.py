@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from oci import trace
@@ -24,6 +24,7 @@ from oci.version import __version__
 from protos import fdpass
 from shim import sealed
 from shim.config import ShimConfig
+from shim.rest import Template, encode
 
 _KNOWN_ORPHANS = 4096
 _WARM = (
@@ -59,6 +60,7 @@ class Zygote:
         self._poll.register(listener.fileno(), select.EPOLLIN)
         self._statuses: OrderedDict[int, int] = OrderedDict()
         self._spare: Spare | None = None
+        self._template: Template | None = None
         self._running = True
 
     def run(self) -> None:
@@ -68,6 +70,7 @@ class Zygote:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self._poll.register(wake_read, select.EPOLLIN)
         self._wakeup = (wake_read, wake_write)
+        self._template = Template(_resume, self._let_go)
         self._reap()
         while self._running:
             ready = self._poll.poll(-1 if self._spare is not None else IDLE_SECONDS)
@@ -82,6 +85,9 @@ class Zygote:
                     self._reap()
                 else:
                     self._serve(descriptor)
+        if self._template is not None:
+            self._template.close()
+            os.waitpid(self._template.pid, 0)
         if self._spare is not None:
             self._spare.peer.close()
             os.waitpid(self._spare.pid, 0)
@@ -139,8 +145,8 @@ class Zygote:
                 return self._start(request, restore=operation == "restore")
             except (OSError, KeyError, TypeError, ValueError) as error:
                 return {"error": f"cannot {operation} a shim for {request.get('id')!r}: {error!r}"}
-        if operation == "rest" and descriptors:
-            return {"pid": self._fork_at_rest(descriptors[0])}
+        if operation == "rest":
+            return self._rest(request, descriptors)
         if operation == "reaped":
             self._reap()
             return {"status": self._statuses.get(request.get("pid", 0))}
@@ -195,33 +201,26 @@ class Zygote:
         theirs.close()
         return Spare(pid, ours)
 
-    def _fork_at_rest(self, link: int) -> int:
-        """A process that takes over from the shim at the other end of ``link``; its pid."""
-        pid = os.fork()
-        if pid == 0:
-            self._let_go()
-            self._be_at_rest(socket.socket(fileno=link))
-        self._statuses.pop(pid, None)
-        return pid
-
-    @staticmethod
-    def _be_at_rest(link: socket.socket) -> NoReturn:
-        from shim import prctl, rest
-
+    def _rest(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """Have a process take over from the shim that asks."""
         try:
-            prctl.set_name("gantry-shim")
-            woken = rest.wait(link)
-            if woken is not None:
-                from shim import main as shim_main
+            packet = encode(str(request["bundle"]), str(request["state"]))
+            if self._template is not None:
+                with contextlib.suppress(OSError):
+                    return {"pid": self._template.fork(packet, descriptors)}
+                self._template.close()
+            self._template = Template(_resume, lambda: self._let_go(descriptors))
+            return {"pid": self._template.fork(packet, descriptors)}
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            return {"error": f"cannot take over from a shim: {error!r}"}
 
-                _end_as(lambda: shim_main.resume(*woken))
-        finally:
-            os._exit(0)
-
-    def _let_go(self) -> None:
-        """In a fork: close all that is the zygote's."""
+    def _let_go(self, descriptors: Sequence[int] = ()) -> None:
+        """In a fork: close all that is the zygote's, and ``descriptors``."""
+        fdpass.close_all(descriptors)
         signal.set_wakeup_fd(-1)
         os.setsid()
+        if self._template is not None:
+            self._template.close()
         if self._spare is not None:
             self._spare.peer.close()
         for peer in self._peers.values():
@@ -251,6 +250,12 @@ class Zygote:
         from shim import main as shim_main
 
         _end_as(lambda: shim_main.serve(config, listener, restore=restore))
+
+
+def _resume(state: bytes, descriptors: list[int]) -> NoReturn:
+    from shim import main as shim_main
+
+    _end_as(lambda: shim_main.resume(state, descriptors))
 
 
 def _end_as(shim: Callable[[], int]) -> NoReturn:

@@ -45,8 +45,8 @@ def make_engine(busybox_tar: bytes) -> Iterator[Callable[..., Engine]]:
     with ExitStack() as hosts:
         engines: list[Engine] = []
 
-        def make(*flags: str, image: bool = True) -> Engine:
-            engine = Engine(hosts.enter_context(PrivateHost()), *flags)
+        def make(*flags: str, image: bool = True, **variables: str) -> Engine:
+            engine = Engine(hosts.enter_context(PrivateHost(variables=variables)), *flags)
             engine.start()
             engines.append(engine)
             if image:

@@ -112,7 +112,7 @@ class Gantry(Victim):
     """Ours."""
 
     name = "gantry"
-    targets = ("engine", "supervisor", "zygote", "keeper", "shim")
+    targets = ("engine", "supervisor", "zygote", "template", "keeper", "shim")
 
     def __init__(self, host: PrivateHost) -> None:
         super().__init__(host, f"{host.exec_root}/gantry.sock")
@@ -271,8 +271,8 @@ def comm(pid: int) -> str:
 
 @contextlib.contextmanager
 def victim(kind: Callable[[PrivateHost], Victim]) -> Iterator[Victim]:
-    """A running engine with a ``busybox`` image."""
-    with PrivateHost() as host:
+    """A running engine with a ``busybox`` image. Our shims are at rest whenever they can, the sooner to be woken."""
+    with PrivateHost(variables={"GANTRY_SHIM_REST": "0.05"}) as host:
         made = kind(host)
         made.start()
         made.load_image()

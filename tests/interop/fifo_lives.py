@@ -72,7 +72,14 @@ class Stdio:
 
 
 def create(
-    daemon: Supervisor, id: str, arguments: list[str], stdio: Stdio, *, runtime: str = OWN_RUNTIME, binary: str = ""
+    daemon: Supervisor,
+    id: str,
+    arguments: list[str],
+    stdio: Stdio,
+    *,
+    runtime: str = OWN_RUNTIME,
+    binary: str = "",
+    limits: dict[str, Any] | None = None,
 ) -> int:
     container = containers_pb2.Container(id=id)
     container.runtime.name = runtime
@@ -81,6 +88,7 @@ def create(
         packed = AnyMessage(type_url=options.DESCRIPTOR.full_name, value=options.SerializeToString())
         container.runtime.options.CopyFrom(packed)
     document = {**spec(arguments), "ociVersion": "1.0.2"}
+    document["linux"]["resources"] = limits or {}
     document["linux"]["cgroupsPath"] = f"/gantry/{daemon.host.base.name}-{id}"
     container.spec.CopyFrom(AnyMessage(type_url=SPEC_TYPE, value=json.dumps(document).encode()))
     request = containers_pb2.CreateContainerRequest(container=container)
@@ -98,13 +106,18 @@ def call(daemon: Supervisor, method: str, request: Any) -> Any:
     return getattr(daemon.tasks, method)(request, metadata=METADATA, timeout=CALL_SECONDS)
 
 
-def execute(daemon: Supervisor, id: str, exec_id: str, script: str, stdio: Stdio) -> int:
-    """Run a process beside the container's; its exit status."""
+def start_exec(daemon: Supervisor, id: str, exec_id: str, script: str, stdio: Stdio) -> None:
+    """Start a process beside the container's."""
     value = json.dumps(process(["sh", "-c", script])).encode()
     packed = AnyMessage(type_url=PROCESS_TYPE, value=value)
     call(daemon, "Exec", tasks_pb2.ExecProcessRequest(container_id=id, exec_id=exec_id, spec=packed, **stdio.paths))
     call(daemon, "Start", tasks_pb2.StartRequest(container_id=id, exec_id=exec_id))
     stdio.begin()
+
+
+def execute(daemon: Supervisor, id: str, exec_id: str, script: str, stdio: Stdio) -> int:
+    """Run a process beside the container's; its exit status."""
+    start_exec(daemon, id, exec_id, script, stdio)
     status: int = call(daemon, "Wait", tasks_pb2.WaitRequest(container_id=id, exec_id=exec_id)).exit_status
     deleted = call(daemon, "DeleteProcess", tasks_pb2.DeleteProcessRequest(container_id=id, exec_id=exec_id))
     assert deleted.exit_status == status

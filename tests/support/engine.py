@@ -91,11 +91,15 @@ class Engine:
 
     def kill_shim(self, container: str) -> int:
         """SIGKILL to the shim of ``container`` (a full id); its pid."""
-        bundle = f"{self.host.exec_root}/containerd/io.containerd.runtime.v2.task/moby/{container}"
-        inner = Path(f"/proc/{self.host.pid}/root{bundle}/shim.pid").read_text().strip()
-        pid = next(p for p in self.host.processes() if self.host.inner_pid(p) == inner)
+        pid = self.shim(container)
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def shim(self, container: str) -> int:
+        """Outer pid of the shim of ``container`` (a full id); 0 when there is none just now."""
+        bundle = f"{self.host.exec_root}/containerd/io.containerd.runtime.v2.task/moby/{container}"
+        inner = Path(f"/proc/{self.host.pid}/root{bundle}/shim.pid").read_text().strip()
+        return next((p for p in self.host.processes() if self.host.inner_pid(p) == inner), 0)
 
     def docker(
         self,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,8 +44,12 @@ def cgroup_directories(*parents: str) -> set[str]:
 class PrivateHost:
     """Namespaces and directories of one pretended machine; a context manager."""
 
-    def __init__(self, *, disk_size: str = "") -> None:
-        """``disk_size`` (``16m``) makes the data root a tmpfs of that size: a disk that fills up."""
+    def __init__(self, *, disk_size: str = "", variables: Mapping[str, str] | None = None) -> None:
+        """``disk_size`` (``16m``) makes the data root a tmpfs of that size: a disk that fills up.
+
+        ``variables`` are added to the environment of all programs inside.
+        """
+        self._variables = dict(variables or {})
         self.base = Path(tempfile.mkdtemp(prefix="gantry-host-"))
         self.data_root = self.base / "lib"
         self.exec_root = self.base / "run"
@@ -103,7 +107,7 @@ class PrivateHost:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "GANTRY_"))}
         env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}:/usr/sbin:/sbin"
         env["HOME"] = str(self.base)
-        return env
+        return {**env, **self._variables}
 
     def run(
         self, *arguments: str, stdin: bytes | IO[bytes] | None = None, timeout: float = DEFAULT_TIMEOUT
@@ -221,6 +225,15 @@ def nspid(pid: int) -> Sequence[str]:
         if line.startswith("NSpid:"):
             return line.split()[1:]
     return ()
+
+
+def is_at_rest(shim: int) -> bool:
+    """Whether the process is a shim that waits for something to do: of the files of one, it has but the lock open."""
+    try:
+        held = {os.readlink(link).rpartition("/")[2] for link in Path(f"/proc/{shim}/fd").iterdir()}
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has just gone
+    return "shim.lock" in held and "events" not in held
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from runc_py.cgroups import CgroupManager
 from runc_py.errors import RuntimeFailure
 from runc_py.runtime import Launched, Runtime, Stdio
 from runc_py.template import default_spec
-from tests.vm import cgroup_suite
+from tests.vm import cgroup_suite, shim_at_rest
 
 WORK = Path("/run/work")
 CGROUP = Path("/sys/fs/cgroup")
@@ -384,6 +384,12 @@ def command_line_and_seccomp() -> None:
     environment = {**os.environ, "PYTHONPATH": "/gantry"}
     done = subprocess.run([*command, "command"], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout) == (9, "Seccomp:\t2\n"), (done.returncode, done.stdout, done.stderr)
+
+
+@test
+def exit_status_of_a_container_whose_shim_is_at_rest() -> None:
+    container = Container("resting")
+    shim_at_rest.check(WORK / "zygote", container.directory, container.spec)
 
 
 class Unified(cgroup_suite.Place):

@@ -166,8 +166,9 @@ def _make_disk(disk: Path) -> None:
     shutil.rmtree(code, ignore_errors=True)
     (code / "tests/vm").mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(REPOSITORY / "runc_py", code / "runc_py", ignore=ignored)
-    for name in ("guest.py", "cgroup_suite.py"):
+    for room in ("oci", "protos", "runc_py", "shim"):
+        shutil.copytree(REPOSITORY / room, code / room, ignore=ignored)
+    for name in ("guest.py", "cgroup_suite.py", "shim_at_rest.py"):
         shutil.copy(REPOSITORY / "tests/vm" / name, code / "tests/vm")
     _run("mkfs.ext4", "-q", "-d", str(cache() / "root"), str(disk), "1200M")
 

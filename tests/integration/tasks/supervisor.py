@@ -244,9 +244,12 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def supervisor(rootfs: bytes) -> Iterator[Supervisor]:
-    """A running daemon in a host of its own; at the end it is shut down and must have left nothing."""
-    with PrivateHost() as host:
+def supervisor(rootfs: bytes, **variables: str) -> Iterator[Supervisor]:
+    """A running daemon in a host of its own; at the end it is shut down and must have left nothing.
+
+    ``variables`` are added to its environment.
+    """
+    with PrivateHost(variables=variables) as host:
         daemon = Supervisor(host, rootfs)
         daemon.start()
         try:
