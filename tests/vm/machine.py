@@ -2,6 +2,7 @@
 
     python -m tests.vm.machine build     make the base (kernel and root directory) in the cache, a few minutes
     python -m tests.vm.machine [NAME]    boot it with the present code and print the results of the guest's tests
+    python -m tests.vm.machine --network [NAME]    the same for the suite of network drivers
 
 Rule: the guest is Debian's own kernel and packages, run by QEMU's software emulation, so it needs no /dev/kvm and no
 rights on the host but root to unpack. The cache is ``$GANTRY_VM_CACHE``, else ``~/.cache/gantry-vm``.
@@ -9,6 +10,7 @@ rights on the host but root to unpack. The cache is ``$GANTRY_VM_CACHE``, else `
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -19,6 +21,17 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = "python3,libseccomp2,busybox-static,kmod,procps,systemd-sysv,dbus,criu"
+PYTHON = (3, 11)
+"""The guest's."""
+GUESTS = {
+    "guest": ("oci", "protos", "runc_py", "shim", "tests/vm/cgroup_suite.py", "tests/vm/shim_at_rest.py"),
+    "network_guest": ("engine", "oci", "protos", "tests/integration/network", "tests/support", "tests/conftest.py"),
+}
+"""What is copied into the guest for each module that runs there."""
+PYTHON_PACKAGES = (
+    *("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments"),
+    *("msgspec", "structlog", "dnslib"),
+)
 MODULES = ("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk")
 """Drivers of the disk, in the order in which they need each other."""
 
@@ -135,14 +148,14 @@ def _make_initramfs(base: Path) -> None:
             subprocess.run(command, input=names, stdout=target, cwd=tree, check=True)
 
 
-def boot(seconds: float = 600, only: str = "") -> list[str]:
+def boot(seconds: float = 600, only: str = "", guest: str = "guest") -> list[str]:
     """Boot with the repository's present code; the lines that the guest printed between its two marks.
 
-    ``only`` is a part of the names of the tests to run.
+    ``only`` is a part of the names of the tests to run, ``guest`` the module here that runs there.
     """
     with tempfile.TemporaryDirectory(prefix="gantry-vm-") as directory:
         disk = Path(directory) / "disk"
-        _make_disk(disk)
+        _make_disk(disk, guest)
         log = Path(directory) / "console"
         command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-m", "1024", "-nographic"]
         command += ["-no-reboot", "-nic", "none", "-kernel", str(cache() / "vmlinuz")]
@@ -160,17 +173,30 @@ def boot(seconds: float = 600, only: str = "") -> list[str]:
     return results.partition("== end")[0].splitlines()
 
 
-def _make_disk(disk: Path) -> None:
+def _make_disk(disk: Path, guest: str) -> None:
     """An ext4 image of the base with the code in /gantry."""
     code = cache() / "root/gantry"
     shutil.rmtree(code, ignore_errors=True)
     (code / "tests/vm").mkdir(parents=True)
-    ignored = shutil.ignore_patterns("__pycache__")
-    for room in ("oci", "protos", "runc_py", "shim"):
-        shutil.copytree(REPOSITORY / room, code / room, ignore=ignored)
-    for name in ("guest.py", "cgroup_suite.py", "shim_at_rest.py"):
-        shutil.copy(REPOSITORY / "tests/vm" / name, code / "tests/vm")
+    for name in GUESTS[guest]:
+        _copy(REPOSITORY / name, code / name)
+    shutil.copy(REPOSITORY / f"tests/vm/{guest}.py", code / "tests/vm/guest.py")
+    if guest == "network_guest":
+        for name in PYTHON_PACKAGES:
+            found = importlib.util.find_spec(name)
+            assert found is not None and found.origin is not None, f"python package {name} is missing"
+            place = Path(found.origin)
+            place = place.parent if found.submodule_search_locations else place
+            _copy(place, code / "site-packages" / place.name)
     _run("mkfs.ext4", "-q", "-d", str(cache() / "root"), str(disk), "1200M")
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
 
 
 def _run(*command: str, cwd: str | None = None) -> None:
@@ -185,7 +211,9 @@ def main(arguments: Sequence[str]) -> int:
         build()
         if arguments[:1] == ["build"]:
             return 0
-    lines = boot(only=arguments[0] if arguments else "")
+    guest = "network_guest" if arguments[:1] == ["--network"] else "guest"
+    only = [name for name in arguments if name != "--network"]
+    lines = boot(only=only[0] if only else "", guest=guest)
     sys.stdout.write("\n".join(lines) + "\n")
     return int(not lines or any(line.startswith("not ok") for line in lines))
 

@@ -271,6 +271,28 @@ def test_macvlan_reaches_other_machines_under_its_own_address(on_private_host: R
     on_private_host(scenario)
 
 
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan"])
+def test_a_vlan_parent_is_made_and_goes_with_its_network(on_private_host: Run, driver: str) -> None:
+    if missing(driver) or missing("vlan"):
+        pytest.skip(f"this kernel has no {driver} or no VLANs")
+
+    async def scenario(host: Any) -> None:
+        before = host.link_names()
+        options = {"parent": "wire.44"}
+        await host.service.create(CreateRequest(name="lan", driver=driver, options=options))
+        assert host.link_names() == before | {"wire.44"}
+        for number in (1, 2):
+            await host.up(host.request(number, mode="lan"))
+            host.serve(number, 80)
+        assert host.ask(1, host.service.sandbox(f"{2:064x}").endpoints[0].address, 80) != ""
+        for number in (1, 2):
+            await host.service.close_sandbox(f"{number:064x}")
+        await host.service.remove("lan")
+        assert host.link_names() == before
+
+    on_private_host(scenario)
+
+
 def test_config_only_networks_lend_their_settings(on_private_host: Run) -> None:
     async def scenario(host: Any) -> None:
         pool = IpamConfig(subnet="10.33.0.0/24")
