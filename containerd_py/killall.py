@@ -6,20 +6,16 @@ import contextlib
 import sys
 from collections.abc import Iterable
 
-import grpc
-
-from protos.containerd import (
-    namespaces_pb2,
-    namespaces_pb2_grpc,
-    sandbox_pb2,
-    sandbox_pb2_grpc,
-    task_types_pb2,
-    tasks_pb2,
-    tasks_pb2_grpc,
-)
+from containerd_py.asking import Daemon
+from oci.errors import GantryError
+from protos.containerd import namespaces_pb2, sandbox_pb2, task_types_pb2, tasks_pb2
 
 SIGKILL = 9
 CALL_SECONDS = 10.0
+
+NAMESPACES = namespaces_pb2.DESCRIPTOR.services_by_name["Namespaces"]
+TASKS = tasks_pb2.DESCRIPTOR.services_by_name["Tasks"]
+CONTROLLER = sandbox_pb2.DESCRIPTOR.services_by_name["Controller"]
 
 
 def kill_all(address: str, sandboxes: Iterable[tuple[str, str]]) -> None:
@@ -27,35 +23,33 @@ def kill_all(address: str, sandboxes: Iterable[tuple[str, str]]) -> None:
 
     Failures are told and the others go on.
     """
-    with grpc.insecure_channel(f"unix:{address}") as channel:
-        namespaces = namespaces_pb2_grpc.NamespacesStub(channel)
+    try:
+        daemon = Daemon(address, CALL_SECONDS)
+    except GantryError:
+        return  # it has ended already
+    with daemon:
         try:
-            found = namespaces.List(namespaces_pb2.ListNamespacesRequest(), timeout=CALL_SECONDS).namespaces
-        except grpc.RpcError:
+            found = daemon.call(NAMESPACES, "List", namespaces_pb2.ListNamespacesRequest()).namespaces
+        except GantryError:
             return
         for namespace in found:
-            _kill_namespace(tasks_pb2_grpc.TasksStub(channel), (("containerd-namespace", namespace.name),))
+            _kill_namespace(daemon, namespace.name)
         for name, id in sandboxes:
             try:
-                sandbox_pb2_grpc.ControllerStub(channel).Shutdown(
-                    sandbox_pb2.ControllerShutdownRequest(sandbox_id=id),
-                    metadata=(("containerd-namespace", name),),
-                    timeout=CALL_SECONDS,
-                )
-            except grpc.RpcError as error:
+                daemon.call(CONTROLLER, "Shutdown", sandbox_pb2.ControllerShutdownRequest(sandbox_id=id), name)
+            except GantryError as error:
                 sys.stderr.write(f"containerd-py: sandbox {id} not ended: {error}\n")
 
 
-def _kill_namespace(tasks: tasks_pb2_grpc.TasksStub, metadata: tuple[tuple[str, str], ...]) -> None:
-    listed = tasks.List(tasks_pb2.ListTasksRequest(), metadata=metadata, timeout=CALL_SECONDS).tasks
-    for process in listed:
+def _kill_namespace(daemon: Daemon, namespace: str) -> None:
+    for process in daemon.call(TASKS, "List", tasks_pb2.ListTasksRequest(), namespace).tasks:
         try:
             if process.status == task_types_pb2.PAUSED:
-                tasks.Resume(tasks_pb2.ResumeTaskRequest(container_id=process.id), metadata=metadata)
-            with contextlib.suppress(grpc.RpcError):  # it may have ended by itself
+                daemon.call(TASKS, "Resume", tasks_pb2.ResumeTaskRequest(container_id=process.id), namespace)
+            with contextlib.suppress(GantryError):  # it may have ended by itself
                 request = tasks_pb2.KillRequest(container_id=process.id, signal=SIGKILL, all=True)
-                tasks.Kill(request, metadata=metadata, timeout=CALL_SECONDS)
-            tasks.Wait(tasks_pb2.WaitRequest(container_id=process.id), metadata=metadata, timeout=CALL_SECONDS)
-            tasks.Delete(tasks_pb2.DeleteTaskRequest(container_id=process.id), metadata=metadata, timeout=CALL_SECONDS)
-        except grpc.RpcError as error:
+                daemon.call(TASKS, "Kill", request, namespace)
+            daemon.call(TASKS, "Wait", tasks_pb2.WaitRequest(container_id=process.id), namespace)
+            daemon.call(TASKS, "Delete", tasks_pb2.DeleteTaskRequest(container_id=process.id), namespace)
+        except GantryError as error:
             sys.stderr.write(f"containerd-py: task {process.id} not ended: {error}\n")

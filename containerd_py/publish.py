@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 
-from protos.containerd import events_pb2, events_pb2_grpc
+from containerd_py.asking import Daemon
+from oci.errors import GantryError
+from protos.containerd import events_pb2
 
 CALL_SECONDS = 5.0
 
@@ -20,13 +21,11 @@ def publish(address: str, namespace: str, topic: str, event: bytes) -> int:
     except DecodeError as error:
         sys.stderr.write(f"containerd-py publish: standard input is no google.protobuf.Any: {error}\n")
         return 1
-    with grpc.insecure_channel(f"unix:{address}") as channel:
-        request = events_pb2.PublishRequest(topic=topic, event=packed)
-        try:
-            events_pb2_grpc.EventsStub(channel).Publish(
-                request, metadata=(("containerd-namespace", namespace),), timeout=CALL_SECONDS
-            )
-        except grpc.RpcError as error:
-            sys.stderr.write(f"containerd-py publish: {error}\n")
-            return 1
+    request = events_pb2.PublishRequest(topic=topic, event=packed)
+    try:
+        with Daemon(address, CALL_SECONDS) as daemon:
+            daemon.call(events_pb2.DESCRIPTOR.services_by_name["Events"], "Publish", request, namespace)
+    except GantryError as error:
+        sys.stderr.write(f"containerd-py publish: {error}\n")
+        return 1
     return 0

@@ -6,6 +6,8 @@ import contextlib
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +71,13 @@ def version(opened: grpc.Channel) -> str:
     return version_pb2_grpc.VersionStub(opened).Version(Empty(), timeout=SECONDS).revision
 
 
+def publish(engine: Engine, path: str) -> subprocess.CompletedProcess[str]:
+    """The command that old shims publish an event with."""
+    message = AnyMessage(type_url="door.A", value=b"1").SerializeToString()
+    command = (sys.executable, "-m", "containerd_py.main", "--address", path, "publish", "--topic", "/door/a")
+    return engine.host.run(*command, "--namespace", "door", stdin=message)
+
+
 def passed_on(engine: Engine, path: str) -> int:
     """Connections at the socket where grpc takes what came too early (proc(5), ``/proc/net/unix``)."""
     text = Path(f"/proc/{engine.pid('containerd_py.main')}/net/unix").read_text()
@@ -121,9 +130,9 @@ def test_what_is_under_way_outlives_the_move_to_the_straight_way(engine: Engine,
         for _ in range(40):
             assert version(opened) == "gantry"
             threading.Event().wait(0.05)
-        message = AnyMessage(type_url="door.A", value=b"1")
-        events.Publish(events_pb2.PublishRequest(topic="/door/a", event=message), metadata=METADATA, timeout=SECONDS)
-        assert next(stream).topic == "/door/a"
+        assert publish(engine, address).returncode == 0
+        seen = next(stream)
+        assert (seen.namespace, seen.topic, seen.event.type_url) == ("door", "/door/a", "door.A")
         stream.cancel()
         wait_for(
             lambda: version(opened) == "gantry" and passed_on(engine, address) == 0,
@@ -153,6 +162,14 @@ def write(opened: grpc.Channel, megabytes: int) -> str:
     answers = list(content_pb2_grpc.ContentStub(opened).Write(requests(), metadata=METADATA, timeout=SECONDS))
     assert answers[-1].offset == total
     return digest
+
+
+def test_our_own_commands_need_no_grpc(engine: Engine, address: str) -> None:
+    assert publish(engine, address).returncode == 0
+    assert not has_grpc(engine)
+    done = publish(engine, f"{address}.nowhere")
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_daemon_that_ends_takes_its_sockets_along(engine: Engine, address: str) -> None:
