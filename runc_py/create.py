@@ -1,7 +1,7 @@
 """``create``: the parent's side of making a container.
 
-Rule: recorded before made. The container's directory and its record exist before its cgroup, the cgroup before the
-process; whatever fails, everything made so far is undone here, and after a kill -9 by ``delete --force``.
+Rule: recorded before made. The container's directory and its record, which names its cgroups, exist before these and
+before the process; whatever fails, everything made so far is undone here, and after a kill -9 by ``delete --force``.
 """
 
 from __future__ import annotations
@@ -177,10 +177,8 @@ class Creation:
         if self.seccomp is not None:
             state.write_atomically(self.directory, state.SECCOMP_FILE, self.seccomp.program)
         self.state.save()
-        self._make_cgroup()
-        if resources := self.linux.get("resources"):
-            self.manager.set(resources)
-        self._make_rdt_group()
+        if not (early := self._init_goes_ahead()):
+            self._make_groups()
         plan = rootfs.plan_rootfs(self.spec, self.state.bundle, self._cgroup_mounts(), self.userns)
         self._prepare(plan.setup)
         self.listener = _listen(self.directory)
@@ -199,15 +197,39 @@ class Creation:
             prepared=self.prepared.fds if self.prepared is not None else (),
             tuning=tuning_of(self.spec),
             rootless="user" in self.namespaces.new and os.geteuid() != 0,
+            early=early,
         )
         init.import_for(task)
         try:
             self._clone(task)
         finally:
             theirs.close()
+        if early:
+            self._make_groups()
         self._place()
         self._converse()
         return Launched(self.pid, self.pidfd, self.console)
+
+    def _init_goes_ahead(self) -> bool:
+        """Whether init can begin its mounts while the dozen cgroups of v1 are made.
+
+        Not when it needs something of the parent first, and not when it fills memory that its cgroup has to account
+        for.
+        """
+        return (
+            self.manager.kind == "v1"
+            and os.geteuid() == 0
+            and not self.userns
+            and "time" not in self.namespaces.kinds
+            and self.namespaces.joined.keys() <= {"network", "ipc", "uts"}
+            and not any("tmpcopyup" in (entry.get("options") or ()) for entry in self.spec.get("mounts") or ())
+        )
+
+    def _make_groups(self) -> None:
+        self._make_cgroup()
+        if resources := self.linux.get("resources"):
+            self.manager.set(resources)
+        self._make_rdt_group()
 
     def _make_cgroup(self) -> None:
         """An ordinary user may have no cgroup to make one in: without limits asked for, none is needed (as in runc)."""

@@ -12,6 +12,7 @@ from runc_py import capabilities, child, light, messages, process, rootfs, sysca
 from runc_py.errors import RuntimeFailure
 from runc_py.light import TYPE_CHECKING, NamedTuple, Socket, os
 from runc_py.messages import Kind
+from runc_py.operations import CgroupTree
 from runc_py.paths import Root
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class InitTask(NamedTuple):
     """What a new init is to do. ``cgroup`` is None when the parent places it.
 
     ``rootless``: its parent is an ordinary user who writes its id maps, and needs to open its ``/proc`` files for that.
+    ``early``: its parent makes its cgroups meanwhile; it enters them when it comes to showing them.
     """
 
     spec: dict[str, Any]
@@ -61,6 +63,7 @@ class InitTask(NamedTuple):
     prepared: Sequence[int] = ()
     tuning: Sequence[child.Tuning] = ()
     rootless: bool = False
+    early: bool = False
 
     @property
     def process(self) -> dict[str, Any]:
@@ -154,7 +157,9 @@ def _report(channel: Socket, error: BaseException) -> None:
 
 
 def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySets]:
-    _enter_namespaces(task)
+    if not task.early:
+        _enter_own_groups(task)
+    _join(task)
     os.setsid()
     if task.options.keyring is not None:
         syscalls.join_session_keyring(task.options.keyring)
@@ -163,7 +168,13 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     _set_names(task)
     usable = capabilities.usable_now()
     root = rootfs.mount_rootfs(task.rootfs_path, task.options.layers, task.linux.get("rootfsPropagation") or "")
-    _run_operations(task.plan.setup, root)
+    setup = task.plan.setup
+    if task.early:
+        shown = next((place for place, one in enumerate(setup) if isinstance(one, CgroupTree)), len(setup))
+        _run_operations(setup[:shown], root)
+        _enter_own_groups(task)
+        setup = setup[shown:]
+    _run_operations(setup, root)
     slave = _make_terminal(task, root)
     _run_hooks(task)
     _run_operations(task.plan.finish, root)
@@ -194,10 +205,11 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     return program, sets
 
 
-def _enter_namespaces(task: InitTask) -> None:
+def _enter_own_groups(task: InitTask) -> None:
+    """User, cgroup and time namespace: those that need the parent."""
     new = task.namespaces.new
     # The parent has recorded this process and done what it does by pid: id maps, cgroup, network devices. Until it has,
-    # its death ends this process, so that no init is left that no record knows.
+    # its death ends this process, so that no init is left that no record knows: what was made goes with the namespaces.
     _wait_for_parent(task)
     if task.userns:
         child.become_root_of_namespace()
@@ -213,7 +225,10 @@ def _enter_namespaces(task: InitTask) -> None:
         os.close(own)
     if "cgroup" in new:
         syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    if "user" not in new:
+
+
+def _join(task: InitTask) -> None:
+    if "user" not in task.namespaces.new:
         task.namespaces.join()
     for fd in task.namespaces.joined.values():
         os.close(fd)

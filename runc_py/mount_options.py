@@ -45,6 +45,13 @@ _PROPAGATION = {
 _SAME = _RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 """Attributes whose bits are those of mount(2). What is not set there is off, and access times are relative."""
 
+_CLASSIC = (
+    (syscalls.MOUNT_ATTR_NOATIME, syscalls.MS_NOATIME),
+    (syscalls.MOUNT_ATTR_STRICTATIME, syscalls.MS_STRICTATIME),
+    (syscalls.MOUNT_ATTR_NODIRATIME, syscalls.MS_NODIRATIME),
+    (syscalls.MOUNT_ATTR_NOSYMFOLLOW, syscalls.MS_NOSYMFOLLOW),
+)
+
 _WORDS = frozenset({"bind", "rbind", "tmpcopyup", "idmap", "ridmap", "src-nofollow", "dest-nofollow", "copy-symlink"})
 _SUPERBLOCK = frozenset({"sync", "dirsync", "mand", "lazytime"})
 _IGNORED = frozenset({"defaults", "async", "nomand", "nolazytime", "silent", "loud", "noiversion", "iversion"})
@@ -92,9 +99,9 @@ class MountOptions(NamedTuple):
     @property
     def classic(self) -> int | None:
         """The flags of mount(2) that make a new mount with these attributes; None where they say more."""
-        if self.set & ~_SAME or self.set_all or self.clear_all or self.propagation:
+        if self.set_all or self.clear_all or self.propagation or self.superblock:
             return None
-        return self.set
+        return self.set & _SAME | sum(flag for attribute, flag in _CLASSIC if self.set & attribute)
 
 
 def parse_options(options: list[str] | tuple[str, ...]) -> MountOptions:

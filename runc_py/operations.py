@@ -79,12 +79,35 @@ class FilesystemMount(NamedTuple):
         else:
             target = root.make_directory(self.destination)
         mode = stat.S_IMODE(os.fstat(target).st_mode)
+        if self._mounted_at_once(target, mode):
+            os.close(target)
+            return
         mount = self._new_mount(mode)
         skip = syscalls.MOUNT_ATTR_RDONLY if self.late_read_only else 0
         _apply_attributes(mount, self.options, skip=skip)
         if self.options.copy_up:
             _copy_tree(os.open(f"/proc/self/fd/{target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), mount)
         _attach(mount, target, self.destination)
+
+    def _mounted_at_once(self, target: int, mode: int) -> bool:
+        """Try one mount(2) in place of ten calls of the new kind, which say what exactly was wrong if it fails.
+
+        Not for a read-only one: there mount(2) would make the filesystem itself read-only, not only this mount of it.
+        """
+        flags, data = self.options.classic, self._data(mode)
+        if flags is None or self.options.read_only or self.options.copy_up or any("," in option for option in data):
+            return False
+        try:
+            syscalls.mount(self.source, f"/proc/self/fd/{target}", self.type, flags, ",".join(data))
+        except OSError:
+            return False
+        return True
+
+    def _data(self, mode: int) -> tuple[str, ...]:
+        data = self.options.data
+        if self.type == "tmpfs" and not any(option.startswith("mode=") for option in data):
+            return (*data, f"mode={mode:o}")  # a tmpfs looks like the directory it covers
+        return data
 
     def _new_mount(self, mode: int) -> int:
         context = syscalls.fsopen(self.type)
@@ -93,10 +116,7 @@ class FilesystemMount(NamedTuple):
                 syscalls.fsconfig(context, "source", self.source)
             for flag in self.options.superblock:
                 syscalls.fsconfig(context, flag)
-            data = self.options.data
-            if self.type == "tmpfs" and not any(option.startswith("mode=") for option in data):
-                data = (*data, f"mode={mode:o}")  # a tmpfs looks like the directory it covers
-            for option in data:
+            for option in self._data(mode):
                 key, separator, value = option.partition("=")
                 syscalls.fsconfig(context, key, value if separator else None)
             return syscalls.fsmount(context)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The command runc-py: the interpreter it was installed for, without site-packages and without anything that the
-# caller's environment could make it import (-I -S). A console script made by pip cannot ask for that.
+# caller's environment could make it import (-I -S), its text UTF-8 whatever the locale (-X utf8). A console script made
+# by pip cannot ask for that.
 self=$0
 case $self in */*) ;; *) self=$(command -v -- "$self" || echo "./$self") ;; esac
 [ -h "$self" ] && self=$(readlink -f -- "$self")
@@ -10,7 +11,7 @@ IFS= read -r python <"$bin/gantry" && python=${python#"#!"}
 [ -x "$python" ] && [ "$python" != /bin/sh ] || python=$bin/python3
 # This program is compiled at each start, so it is short: what it leaves out is in the one file with the modules' code
 # (runc_py/onefile.py), or in a text that is compiled where there is no such file for this interpreter.
-exec "$python" -I -S -c '
+exec "$python" -X utf8 -I -S -c '
 import sys, posix, marshal
 prefix, *sys.argv = sys.argv[1:]
 root = "%s/lib/python%d.%d/site-packages" % (prefix, *sys.version_info[:2])

@@ -51,7 +51,16 @@ def ensure_sealed() -> None:
         fd = _sealed_copy()
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # -I -S: no site-packages, no user files, nothing of the caller's environment decides what is imported.
-    arguments = [sys.executable, "-I", "-S", "-c", _START.format(name=sys.argv[0], path=package), *sys.argv[1:]]
+    arguments = [
+        sys.executable,
+        "-X",
+        "utf8",
+        "-I",
+        "-S",
+        "-c",
+        _START.format(name=sys.argv[0], path=package),
+        *sys.argv[1:],
+    ]
     os.execve(f"/proc/self/fd/{fd}", arguments, os.environ)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from runc_py import onefile as oneself
+from runc_py import onefile as maker
 
 PACKAGE = Path(__file__).parents[3] / "runc_py"
 MODULES = "lib/python{}.{}/site-packages/runc_py".format(*sys.version_info)
@@ -75,10 +75,9 @@ def test_every_module_comes_from_it_as_it_comes_from_its_source(installed: Path)
     }
     code = f"""
 import importlib
-finder, modules, asked = sys.meta_path[0], {sorted(names)!r}, []
+finder = sys.meta_path[0]
 made = finder.made.copy()
-find = finder.find_spec
-for name in modules:
+for name in {sorted(names)!r}:
     module = importlib.import_module(name)
     assert module.__name__ == name and module.__file__.startswith(prefix), name
     assert module.__package__ == (name if hasattr(module, "__path__") else name.rpartition(".")[0]), name
@@ -99,8 +98,8 @@ print(*sorted(made))
 
 def test_the_units_are_whole_and_in_order() -> None:
     """A module stands behind those that it imports when it is made: the import system is asked for none of them."""
-    unit_of = {name: number for number, unit in enumerate(oneself._UNITS) for name in unit}
-    for unit in oneself._UNITS:
+    unit_of = {name: number for number, unit in enumerate(maker._UNITS) for name in unit}
+    for unit in maker._UNITS:
         for place, name in enumerate(unit):
             path = PACKAGE / f"{name.replace('.', '/')}.py" if name else PACKAGE / "__init__.py"
             source = path if path.exists() else PACKAGE / name.replace(".", "/") / "__init__.py"
@@ -111,7 +110,7 @@ def test_the_units_are_whole_and_in_order() -> None:
 
 def top_imports(source: Path) -> set[str]:
     """Modules of the package that a module imports when it is made, by names below the package."""
-    tree = ast.parse(oneself_stripped(source))
+    tree = ast.parse(stripped(source))
     found = set()
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("runc_py"):
@@ -120,9 +119,9 @@ def top_imports(source: Path) -> set[str]:
     return found
 
 
-def oneself_stripped(source: Path) -> str:
+def stripped(source: Path) -> str:
     """A module's text as it is compiled."""
-    return ast.unparse(oneself._Strip().visit(ast.parse(source.read_text())))
+    return ast.unparse(maker._Strip().visit(ast.parse(source.read_text())))
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"garbage" * 50, (1 << 40).to_bytes(8, "little")])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from runc_py import capabilities, child, process
+from runc_py import capabilities, child, create, process
 from runc_py.cgroups import ContainerMounts
+from runc_py.cgroups.v1 import LegacyManager
 from runc_py.mount_options import parse_options
+from runc_py.namespaces import PROC_NAMES
 from runc_py.rootfs import plan_rootfs
+from runc_py.runtime import Runtime
 from runc_py.template import default_spec
 from tests.unit.runc_py.recording import recorded
 
@@ -127,3 +132,57 @@ def test_a_child_hides_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_mount_options(options: list[str], member: str, value: object) -> None:
     assert getattr(parse_options(options), member) == value
+
+
+@pytest.mark.parametrize(
+    ("options", "flags"),
+    [
+        ([], 0),
+        (["nosuid", "noexec", "nodev", "ro", "relatime"], 0xF),
+        (["strictatime", "nodiratime", "nosymfollow", "mode=755"], 1 << 24 | 0x800 | 0x100),
+        (["noatime", "relatime"], 0),
+        (["rro"], None),
+        (["rprivate"], None),
+        (["sync"], None),
+    ],
+)
+def test_attributes_as_flags_of_the_old_call(options: list[str], flags: int | None) -> None:
+    assert parse_options(options).classic == flags
+
+
+def without(kind: str, spec: dict[str, Any]) -> None:
+    spec["linux"]["namespaces"] = [entry for entry in spec["linux"]["namespaces"] if entry["type"] != kind]
+
+
+def joined(kind: str, spec: dict[str, Any]) -> None:
+    without(kind, spec)
+    spec["linux"]["namespaces"].append({"type": kind, "path": f"/proc/self/ns/{PROC_NAMES.get(kind, kind)}"})
+
+
+@pytest.mark.parametrize(
+    ("change", "ahead"),
+    [
+        (lambda _: None, True),
+        (lambda spec: joined("network", spec), True),
+        (lambda spec: joined("mount", spec), False),  # paths mean something else afterwards
+        (lambda spec: joined("pid", spec), False),
+        (lambda spec: spec["linux"]["namespaces"].append({"type": "user"}), False),  # nobody until it is mapped
+        (lambda spec: spec["linux"]["namespaces"].append({"type": "time"}), False),
+        (lambda spec: spec["mounts"][1]["options"].append("tmpcopyup"), False),  # the copy is the container's memory
+    ],
+)
+def test_init_goes_ahead_of_its_cgroups_only_where_nothing_depends_on_them(
+    change: Callable[[dict[str, Any]], None], ahead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    spec = default_spec()
+    change(spec)
+    creation = create.Creation(Runtime("/nonexistent"), "x", "/nonexistent", "/nonexistent", spec)
+    creation.manager = LegacyManager({"devices": "/nonexistent"})
+    creation.namespaces.open()
+    try:
+        assert creation._init_goes_ahead() is ahead
+    finally:
+        creation.namespaces.close()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert not creation._init_goes_ahead()

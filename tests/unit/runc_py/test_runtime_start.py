@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runc_py import documents, light, small_os, small_path
@@ -86,6 +86,7 @@ _json = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_json)
 def test_documents_are_jsons(value: Any) -> None:
     assert documents.dumps(value) == json.dumps(value)
@@ -128,6 +129,7 @@ def test_records_are_named_tuples() -> None:
 _parts = st.lists(st.sampled_from(["", ".", "..", "a", "bc", "d.e", "/", "//", "\udce9"]), max_size=6)
 
 
+@settings(deadline=None)
 @given(_parts, _parts)
 def test_paths_are_posixpaths(first: list[str], second: list[str]) -> None:
     one, two = "/".join(first), "/".join(second)
