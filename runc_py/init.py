@@ -158,7 +158,7 @@ def _report(channel: Socket, error: BaseException) -> None:
 
 def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySets]:
     if not task.early:
-        _enter_own_groups(task)
+        _enter_namespaces(task)
     _join(task)
     os.setsid()
     if task.options.keyring is not None:
@@ -172,7 +172,7 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     if task.early:
         shown = next((place for place, one in enumerate(setup) if isinstance(one, CgroupTree)), len(setup))
         _run_operations(setup[:shown], root)
-        _enter_own_groups(task)
+        _enter_namespaces(task)
         setup = setup[shown:]
     _run_operations(setup, root)
     slave = _make_terminal(task, root)
@@ -205,8 +205,8 @@ def _set_up(task: InitTask) -> tuple[process.Program, capabilities.CapabilitySet
     return program, sets
 
 
-def _enter_own_groups(task: InitTask) -> None:
-    """User, cgroup and time namespace: those that need the parent."""
+def _enter_namespaces(task: InitTask) -> None:
+    """User, cgroup and time namespace, which need the parent."""
     new = task.namespaces.new
     # The parent has recorded this process and done what it does by pid: id maps, cgroup, network devices. Until it has,
     # its death ends this process, so that no init is left that no record knows: what was made goes with the namespaces.
