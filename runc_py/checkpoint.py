@@ -14,12 +14,13 @@ import signal
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from runc_py import state, syscalls
+from runc_py import cgroups, state, syscalls
 from runc_py.errors import InvalidState, NotBuilt, RuntimeFailure
 from runc_py.light import os
 
 if TYPE_CHECKING:
     from runc_py import criu_rpc
+    from runc_py.cgroups import CgroupManager
     from runc_py.runtime import Launched, Runtime
 
 DESCRIPTORS = "descriptors.json"
@@ -66,7 +67,7 @@ def checkpoint_container(
     command = [options.program, "pre-dump" if pre_dump else "dump", "--tree", str(container.pid)]
     command += _common(options, "dump.log", container.rootfs, container.spec)
     command += [f"--manage-cgroups={options.cgroup_mode}"]
-    for destination, _ in outside_mounts(container.spec, container.bundle):
+    for destination, _ in outside_mounts(container.spec, container.bundle, cgroups.load(container.cgroup)):
         command += ["--external", f"mnt[{destination}]:{destination}"]
     command += [word for name in dict.fromkeys(streams) if name.startswith("file[") for word in ("--external", name)]
     if leave_running and not pre_dump:
@@ -97,8 +98,6 @@ def _streams(pid: int) -> list[str]:
 
 def _freezer(record: dict[str, Any]) -> str:
     """The directory that freezes the container: criu stops all of it at once there, and copes with a paused one."""
-    from runc_py import cgroups
-
     paths = cgroups.load(record).paths
     unified = paths.get("", "")
     return paths.get("freezer") or (unified if os.path.exists(f"{unified}/cgroup.freeze") else "")
@@ -107,11 +106,12 @@ def _freezer(record: dict[str, Any]) -> str:
 def _dump_with_terminal(container: Any, options: CriuOptions, *, leave_running: bool, pre_dump: bool) -> None:
     from runc_py import criu_rpc
 
+    mounts = outside_mounts(container.spec, container.bundle, cgroups.load(container.cgroup))
     job = criu_rpc.Job(
         criu_rpc.PRE_DUMP if pre_dump else criu_rpc.DUMP,
         container.rootfs,
         "dump.log",
-        [f"mnt[{destination}]:{destination}" for destination, _ in outside_mounts(container.spec, container.bundle)],
+        [f"mnt[{destination}]:{destination}" for destination, _ in mounts],
         _flags_with_config(options, container.spec),
         options.cgroup_mode,
         container.pid,
@@ -122,14 +122,19 @@ def _dump_with_terminal(container: Any, options: CriuOptions, *, leave_running: 
         raise _criu_failure("checkpoint", options, "dump.log", status_word)
 
 
-def outside_mounts(spec: dict[str, Any], bundle: str) -> list[tuple[str, str]]:
+def outside_mounts(spec: dict[str, Any], bundle: str, manager: CgroupManager) -> list[tuple[str, str]]:
     """(destination, source) of the mounts whose content is the host's."""
     found = []
+    kinds = {entry.get("type") for entry in (spec.get("linux") or {}).get("namespaces") or ()}
     for entry in spec.get("mounts") or ():
         options = entry.get("options") or ()
         if entry.get("type") == "bind" or "bind" in options or "rbind" in options:
             destination = os.path.normpath("/" + entry["destination"].lstrip("/"))
             found.append((destination, os.path.join(bundle, entry.get("source") or "")))
+        elif entry.get("type") in ("cgroup", "cgroup2"):
+            shown = manager.container_mounts(cgroup_namespace="cgroup" in kinds).mounts
+            top = os.path.normpath("/" + entry["destination"].lstrip("/"))
+            found += [(os.path.join(top, one.name), one.source) for one in shown if one.type == "bind"]
     return found
 
 
@@ -147,6 +152,8 @@ def restore_container(
         raise
     try:
         creation.state.save()
+        if creation.seccomp is not None:  # criu brings the processes' filters; this one is for execs
+            state.write_atomically(directory, state.SECCOMP_FILE, creation.seccomp.program)
         creation.manager.create()
         creation.manager.set((spec.get("linux") or {}).get("resources") or {})
         return _restore(creation, options)
@@ -165,7 +172,7 @@ def _restore(creation: Any, options: CriuOptions) -> Launched:
     command += _common(options, "restore.log", creation.rootfs, creation.spec)
     # The program that restores is in the container's cgroup already, and so are its children.
     command += ["--manage-cgroups=ignore"]
-    for destination, source in outside_mounts(creation.spec, creation.state.bundle):
+    for destination, source in outside_mounts(creation.spec, creation.state.bundle, creation.manager):
         command += ["--external", f"mnt[{destination}]:{source}"]
     for number, name in enumerate(_saved_streams(options.images)):
         if name.startswith(("pipe:", "socket:", "file[")):
@@ -186,7 +193,7 @@ def _restore_with_terminal(creation: Any, options: CriuOptions) -> Launched:
     from runc_py import criu_rpc
 
     _saved_streams(options.images)
-    mounts = outside_mounts(creation.spec, creation.state.bundle)
+    mounts = outside_mounts(creation.spec, creation.state.bundle, creation.manager)
     external = [f"mnt[{destination}]:{source}" for destination, source in mounts]
     flags = _flags_with_config(options, creation.spec)
     job = criu_rpc.Job(criu_rpc.RESTORE, creation.rootfs, "restore.log", external, flags)

@@ -134,6 +134,8 @@ class Parser:
 
 
 def _read_option(named: dict[str, _Declared], text: str, rest: Any, values: dict[str, Any]) -> None:
+    if not text.startswith("--") and f"-{text.partition('=')[0]}" in named:
+        text = f"-{text}"  # Go's flags take one dash as well, and containerd writes -no-subreaper
     name, separator, value = text.partition("=") if text.startswith("--") else (text, "", "")
     one = named.get(name)
     if one is None or one.nargs:
