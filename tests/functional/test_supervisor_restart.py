@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.support.engine import Engine
 from tests.support.host import wait_for
+from tests.support.registry import running_registry
 
 SUPERVISOR = "containerd_py.main"
 
@@ -85,6 +87,57 @@ def test_a_call_that_a_supervisor_takes_with_it(bereft: Engine, sleeper: str, ca
         os.kill(pid, signal.SIGKILL)
     out, error = asking.communicate(timeout=60)
     assert (out.decode(), asking.returncode) == (said, 3 if "exit 3" in call[-1] else 0), error.decode()
+
+
+PROXY = """
+import os, socket, sys, threading, time
+paused, go = sys.argv[1:]
+
+def pump(source, target, slow):
+    total = 0
+    while data := source.recv(65536):
+        total += len(data)
+        if slow and total > 1 << 20 and not os.path.exists(go):
+            open(paused, "w").close()
+            while not os.path.exists(go):
+                time.sleep(0.02)
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+
+listener = socket.create_server(("127.0.0.1", 5050))
+while True:
+    client, _ = listener.accept()
+    server = socket.create_connection(("127.0.0.1", 5000))
+    for pair in ((client, server, False), (server, client, True)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+"""
+"""A registry that stops in the middle of a large answer until it may go on."""
+
+
+def test_a_pull_goes_on_with_the_next_supervisor(bereft: Engine) -> None:
+    host, paused, go = bereft.host, bereft.host.base / "paused", bereft.host.base / "go"
+    dockerfile = b"FROM busybox\nRUN head -c 8000000 /dev/urandom >/blob\n"
+    with running_registry(host.base / "registry", host=host) as address:
+        bereft.docker("build", "-t", f"{address}/large", "-", stdin=dockerfile)
+        bereft.docker("push", "--quiet", f"{address}/large")
+        expected = bereft.docker("run", "--rm", f"{address}/large", "sha256sum", "/blob").stdout
+        bereft.docker("rmi", f"{address}/large")
+        bereft.docker("builder", "prune", "-af")
+        proxy = host.popen(sys.executable, "-c", PROXY, str(paused), str(go), stdin=subprocess.DEVNULL)
+        try:
+            wait_for(lambda: ":5050 " in host.check("ss", "-ltnH"), "the proxy")
+            pulling = bereft.popen("pull", "127.0.0.1:5050/large", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+            wait_for(paused.exists, "the pull to be under way", 60)
+            bereft.kill(SUPERVISOR)
+            go.touch()
+            out, _ = pulling.communicate(timeout=90)
+        finally:
+            for pid in host.pids_of(str(paused)):
+                os.kill(pid, signal.SIGKILL)
+            proxy.wait(20)
+        assert pulling.returncode == 0, out.decode()
+        assert bereft.docker("run", "--rm", "127.0.0.1:5050/large", "sha256sum", "/blob").stdout == expected
+    bereft.docker("rmi", "127.0.0.1:5050/large")
 
 
 def unread(engine: Engine) -> bool:
