@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ import pytest
 
 from tests.support.host import PrivateHost, private_host, wait_for
 from tests.support.images import busybox_rootfs
+from tests.support.newer import MISSING, working_criu
 
 pytestmark = pytest.mark.root
 
+CRIU = working_criu()
 RUNTIME = str(Path(sys.executable).with_name("runc-py"))
 Client = Callable[..., CompletedProcess[str]]
 MEMORY = "/sys/fs/cgroup/memory/memory.limit_in_bytes"
@@ -75,13 +78,25 @@ def test_ctr_run_exec_pause_and_kill(host: PrivateHost, ctr: Client) -> None:
 
 
 @pytest.fixture
-def docker(host: PrivateHost) -> Iterator[Client]:
+def docker(host: PrivateHost, tmp_path: Path) -> Iterator[Client]:
     assert shutil.which("dockerd"), "dockerd is missing: apt-get install docker.io"
     base = host.base
     config = base / "daemon.json"
-    config.write_text(json.dumps({"runtimes": {"ours": {"path": RUNTIME}}}))
+    config.write_text(json.dumps({"runtimes": {"ours": {"path": RUNTIME}}, "experimental": True}))
     address = f"unix://{base}/docker.sock"
-    command = ["dockerd", "--config-file", str(config), "-H", address, "--data-root", f"{base}/docker"]
+    if CRIU is not None:
+        (tmp_path / "criu").symlink_to(CRIU)
+    command = [
+        "env",
+        f"PATH={tmp_path}:{os.environ['PATH']}",
+        "dockerd",
+        "--config-file",
+        str(config),
+        "-H",
+        address,
+        "--data-root",
+        f"{base}/docker",
+    ]
     command += ["--exec-root", f"{base}/exec", "--pidfile", f"{base}/docker.pid", "--bridge", "none"]
     daemon = start(host, "dockerd", *command, "--iptables=false", "--storage-driver", "vfs")
 
@@ -114,3 +129,26 @@ def test_docker_run_exec_update_and_stop(docker: Client) -> None:
     done = docker("run", "--rm", *ours, "box", "nonsense")
     assert done.returncode == 127
     assert "executable file not found in $PATH" in done.stderr
+
+
+@pytest.mark.skipif(CRIU is None, reason=f"no criu works with this kernel; newer one {MISSING}")
+def test_docker_checkpoint_and_start_from_it(docker: Client) -> None:
+    count = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.1; done"
+
+    def counted() -> int:
+        done = docker("exec", "kept", "cat", "/count")
+        return int(done.stdout) if done.stdout.strip().isdigit() else 0
+
+    run = ("run", "--detach", "--name", "kept", "--runtime", "ours", "--network", "none", "box", "sh", "-c", count)
+    assert docker(*run).returncode == 0
+    wait_for(lambda: counted() > 3, "the first steps")
+    before = counted()
+    done = docker("checkpoint", "create", "kept", "one")
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: "Exited (137)" in docker("ps", "--all").stdout, "its end: the checkpoint has it now")
+    # dockerd puts the checkpoint into containerd's store once more, where it may lie still: until a collection.
+    wait_for(lambda: docker("start", "--checkpoint", "one", "kept").returncode == 0, "the start")
+    assert counted() > before
+    here = counted()
+    wait_for(lambda: counted() > here, "it goes on")
+    assert docker("rm", "--force", "kept").returncode == 0
