@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -249,6 +250,7 @@ def shutdown(settings: Settings, *, kill: bool) -> int:
         sys.stderr.write(f"containerd-py: the daemon did not end within {STOP_SECONDS:g} s\n")
         return 1
     from containerd_py.tasks.bundle import BundleStore
+    from containerd_py.tasks.reaper import ENDED
 
     going_on = False
     for what, store in (("tasks", BundleStore(settings.state)), ("sandboxes", sandboxes)):
@@ -258,6 +260,7 @@ def shutdown(settings: Settings, *, kill: bool) -> int:
             going_on = True
     if going_on:
         return 1
+    shutil.rmtree(f"{settings.state}/{ENDED}", ignore_errors=True)
     gone = [helpers.dismiss(helper, settings.state) for helper in (helpers.ZYGOTE, helpers.KEEPER)]
     return 0 if all(gone) else 1
 

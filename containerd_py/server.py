@@ -37,7 +37,7 @@ from containerd_py.tasks import foreign, helpers, shim_events
 from containerd_py.tasks.bundle import BundleStore
 from containerd_py.tasks.launcher import HelperClient, Zygote
 from containerd_py.tasks.manager import TaskManager
-from containerd_py.tasks.reaper import Reaper
+from containerd_py.tasks.reaper import ENDED, Reaper
 from containerd_py.tasks.recovery import Recovery
 from oci import frugal, trace
 
@@ -83,7 +83,7 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     async with contextlib.AsyncExitStack() as stack:
-        reaper = Reaper()
+        reaper = Reaper(f"{settings.state}/{ENDED}")
         reaper.start()
         stack.callback(reaper.close)
         exchange = LocalExchange()

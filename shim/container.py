@@ -29,7 +29,7 @@ from shim.publisher import Publisher
 from shim.runtimes import CreateRequest, TaskRuntime
 from shim.stdio import Uris
 
-_ORPHAN_ATTEMPTS = 40
+_ORPHAN_ATTEMPTS = 100  # the supervisor leaves a zombie alone for up to two seconds
 _ORPHAN_SECONDS = 0.05
 _KILL_SECONDS = 10.0
 

@@ -111,4 +111,15 @@ def status_of_orphan(pidfd: int, pid: int, zygote: str) -> int | None:
         status = status_from_zygote(zygote, pid)
     if status is None:
         status = status_from_pidfd(pidfd)  # the zygote may have reaped it just now
+    if status is None and zygote:
+        status = status_from_supervisor(os.path.dirname(zygote), pid)
     return status
+
+
+def status_from_supervisor(state: str, pid: int) -> int | None:
+    """What the supervisor has noted of an orphan that it reaped, after the death of the zygote."""
+    try:
+        with open(f"{state}/ended/{pid}", "rb") as file:
+            return int(file.read())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -29,11 +29,11 @@ from shim.server import Server, Unanswered
 from shim.service import TaskService
 from shim.stdio import Uris
 
-FIRST_SECONDS = float(os.environ.get("GANTRY_SHIM_REST", "") or 2.0)
+FIRST_SECONDS = float(os.environ.get("GANTRY_SHIM_REST", "") or 10.0)
 """How long nothing must happen before a shim hands over for the first time; it never does when this is 0."""
 
 _LONGEST_SECONDS = 300.0
-_WORTH_IT_SECONDS = 20.0
+_WORTH_IT_SECONDS = 15.0
 """A rest that is shorter was not worth two hand-overs: the next one is waited for longer."""
 
 _PEER_SECONDS = 5.0

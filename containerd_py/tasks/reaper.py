@@ -3,7 +3,8 @@
 Rule: a zombie is left alone for ``GRACE_SECONDS``, so that whoever started it as a child of its own can collect it
 first; after that it is an orphan, and its status is remembered for those who look for a container's exit. Processes of
 ``containers`` are nobody's but ours when they are our children: they are collected at once, because the kernel tells
-their exit status to a shim that holds their pidfd only then.
+their exit status to a shim that holds their pidfd only then. Older kernels tell nobody, so every status is also a file
+in a directory where shims look (``shim.exits``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterable
 PR_SET_CHILD_SUBREAPER = 36
 GRACE_SECONDS = 1.0
 REMEMBERED = 4096
+ENDED = "ended"
+"""The directory of statuses, in the daemon's state directory."""
 
 
 def become_subreaper() -> None:
@@ -32,7 +35,9 @@ def become_subreaper() -> None:
 class Reaper:
     """Collects orphans of the running event loop's process. Call ``start`` in the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str) -> None:
+        """``directory`` is where statuses are written, one file for each pid."""
+        self._directory = directory
         self.containers: Callable[[], Iterable[int]] = tuple
         """Tells the pids of containers' first processes, whoever their parent is."""
         self._statuses: OrderedDict[int, int] = OrderedDict()
@@ -40,6 +45,7 @@ class Reaper:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
+        os.makedirs(self._directory, 0o700, exist_ok=True)
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended)
         self._child_ended()
 
@@ -81,8 +87,13 @@ class Reaper:
 
     def _remember(self, pid: int, status: int) -> None:
         self._statuses[pid] = status
+        with open(f"{self._directory}/.new", "w", encoding="ascii") as file:
+            file.write(str(status))
+        os.rename(file.name, f"{self._directory}/{pid}")
         if len(self._statuses) > REMEMBERED:
-            self._statuses.popitem(last=False)
+            oldest, _ = self._statuses.popitem(last=False)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{self._directory}/{oldest}")
 
 
 def _zombie() -> int | None:
