@@ -8,6 +8,7 @@ docs/internals.md.
 
 from __future__ import annotations
 
+import _socket
 import array
 import fcntl
 import os
@@ -16,7 +17,6 @@ import signal
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 from protos import fdpass
 from shim.bundle import LOCK, SHIM_BYTE, check_name
@@ -28,11 +28,10 @@ Resume = Callable[[bytes, list[int]], int]
 """Be a shim again, by its state and all descriptors that came with it; the exit code."""
 
 _PID = struct.Struct("i")
-_LEADING = struct.Struct("ii")
 _LARGEST = 2 * fdpass.MAX_PACKET
 _ANCILLARY = socket.CMSG_SPACE(fdpass.MAX_DESCRIPTORS * _PID.size)
-_OWN_DESCRIPTORS, _NO_DESCRIPTOR = 4, 1 << 30
-"""The template has the three standard streams and its socket; all else came with a packet."""
+_PEER, _LINK, _EVENTS, _NO_DESCRIPTOR = 3, 4, 5, 1 << 30
+"""The template has the three standard streams and its socket; what comes with a packet has the numbers after that."""
 
 
 class Template:
@@ -73,41 +72,44 @@ def encode(bundle_path: str, state: str) -> bytes:
     return f"{bundle_path}/{LOCK}\0{state}".encode()
 
 
-def _be_template(peer: socket.socket, resume: Resume) -> None:
+def _be_template(ours: socket.socket, resume: Resume) -> None:
+    """Fork for every packet. What happens in the fork stands here, too: another function would be other pages."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a shim ended: the kernel reaps it
-    _set_name(b"gantry-template")
-    peer = socket.socket(fileno=os.dup2(peer.detach(), _OWN_DESCRIPTORS - 1, inheritable=False))
-    os.closerange(_OWN_DESCRIPTORS, _NO_DESCRIPTOR)
+    peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, os.dup2(ours.detach(), _PEER, inheritable=False))
+    os.closerange(_LINK, _NO_DESCRIPTOR)
+    packet = bytearray(_LARGEST)
+    buffers, room, flags, end = [packet], _ANCILLARY, int(socket.MSG_CMSG_CLOEXEC), _NO_DESCRIPTOR
+    read, write, open, close, close_range, fork = os.read, os.write, os.open, os.close, os.closerange, os.fork
+    receive, pack, lockf, epoll = peer.recvmsg_into, _PID.pack, fcntl.lockf, select.epoll.fromfd
+    exclusive, update, put = fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDWR | os.O_CLOEXEC, os.O_WRONLY | os.O_CLOEXEC
+    name_file, name, byte, go = b"/proc/self/comm", b"gantry-template", SHIM_BYTE, GO
+    _write(name_file, name)
+    name = b"gantry-shim"
     while True:
-        packet, ancillary, _, _ = peer.recvmsg(_LARGEST, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-        if not ancillary:
+        size, ancillary, _, _ = receive(buffers, room, flags)
+        if not size:
             return
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
-            _be_at_rest(packet, ancillary[0][2], resume)
-        os.closerange(_OWN_DESCRIPTORS, _NO_DESCRIPTOR)
-        peer.send(_PID.pack(pid))
+            break
+        close_range(_LINK, end)
+        write(_PEER, pack(pid))
+    close(_PEER)
+    if read(_LINK, 2) != go:
+        return  # the other stays awake, or was killed in the middle of it
+    path = bytes(packet[: packet.index(0)])
+    lock = open(path, update)  # never closed, as in ``bundle.claim``
+    lockf(lock, exclusive, 1, byte)  # raises: somebody has claimed the bundle
+    comm = open(name_file, put)
+    write(comm, name)
+    close(comm)
+    epoll(_EVENTS).poll(maxevents=1)
+    os.setsid()
+    check_name(path.decode(), lock)
+    resume(bytes(packet[len(path) + 1 : size]), array.array("i", ancillary[0][2]).tolist())
 
 
-def _be_at_rest(packet: bytes, rights: bytes, resume: Resume) -> NoReturn:
-    try:
-        os.close(_OWN_DESCRIPTORS - 1)
-        os.setsid()
-        link, events = _LEADING.unpack_from(rights)
-        if os.read(link, len(GO)) == GO:  # else the other stays awake, or was killed in the middle of it
-            path, _, state = packet.partition(b"\0")
-            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # never closed, as in ``bundle.claim``
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, SHIM_BYTE)  # raises: somebody has claimed the bundle
-            _set_name(b"gantry-shim")
-            with select.epoll.fromfd(events) as watched:
-                watched.poll()
-            check_name(path.decode(), lock)
-            resume(state, array.array("i", rights).tolist())
-    finally:
-        os._exit(0)
-
-
-def _set_name(name: bytes) -> None:
-    descriptor = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
-    os.write(descriptor, name)
+def _write(path: bytes, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    os.write(descriptor, data)
     os.close(descriptor)
