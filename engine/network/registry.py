@@ -78,11 +78,15 @@ class NetworkRegistry:
         self._store.put(KIND, network.id, msgspec.json.encode(network))
         self._remember(network)
 
+    def hide(self, network: Network) -> None:
+        """Let nobody find a network any more that is about to go; its record stays until ``forget``."""
+        self._networks.pop(network.id, None)
+        self._pools.pop(network.id, None)
+
     def forget(self, network: Network) -> None:
         """Delete a network's record, after its bridge is gone."""
         self._store.delete(KIND, network.id)
-        self._networks.pop(network.id, None)
-        self._pools.pop(network.id, None)
+        self.hide(network)
 
     def find(self, reference: str) -> Network:
         """The network with this id, name, or unambiguous id prefix; raises ``NotFound`` in Docker's words."""
@@ -107,6 +111,8 @@ class NetworkRegistry:
 
         Raises as ``AddressPool.allocate``.
         """
+        if network.id not in self._pools:
+            raise NotFound(f"network {network.name} not found")  # removed since it was looked up
         pools = [p for p in self._pools[network.id] if p.subnet.version == version]
         if wanted is not None:
             pools = [p for p in pools if wanted in p.subnet] or pools[:1]

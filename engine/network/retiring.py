@@ -132,8 +132,12 @@ class Retirement:
 
 
 async def take_down(service: NetworkService, network: Network) -> None:
-    """Its interface first, then the record: a kill in between leaves a network that is made again."""
+    """Its interface first, then the record: a kill in between leaves a network that is made again.
+
+    The caller holds ``service.planning``: no container finds the network meanwhile, and no new one gets what it had.
+    """
     plan = service.registry.host_plan(network)
+    service.registry.hide(network)
     try:
         if isinstance(plan, BridgePlan):
             await _retire(service, network, plan)

@@ -80,7 +80,7 @@ class NetworkService:
         self._sandboxes: dict[str, Sandbox] = {}
         self._attachments: dict[str, dict[str, dict[str, Any] | None]] = {}
         self._fresh: dict[str, Netlink] = {}
-        self._planning = asyncio.Lock()
+        self.planning = asyncio.Lock()
         self._host_ready = False
         self._started = False
         self._watcher = TableWatcher(self.options.table, self._mend)
@@ -548,7 +548,7 @@ class NetworkService:
         await self.start()
         # What the host has elsewhere only matters where a subnet is to be chosen.
         routed = await self._routed() if creation.chooses_subnet(body) else []
-        async with self._planning:  # nobody else may find the name and the subnet free before they are recorded
+        async with self.planning:  # nobody else may find the name and the subnet free before they are recorded
             network = self.registry.plan(body, routed)
             if vlan_parent(network):
                 there = await self.run(self.kernel.present, (network.bridge,))
@@ -559,7 +559,8 @@ class NetworkService:
                 await self.retirement.gone(network.bridge)
                 await self._make_one(network)
         except BaseException as error:
-            await asyncio.shield(retiring.take_down(self, network))
+            async with self.planning:
+                await asyncio.shield(retiring.take_down(self, network))
             if isinstance(error, OSError):
                 raise Internal(f"cannot make network {network.name} ({network.bridge}): {error.strerror}") from error
             raise
@@ -570,17 +571,17 @@ class NetworkService:
 
     async def remove(self, reference: str) -> Network:
         """Delete a network; raises ``NotFound``, ``PermissionDenied`` (predefined or in use)."""
-        network = self.registry.find(reference)
-        if network.predefined:
-            raise PermissionDenied(f"{network.name} is a pre-defined network and cannot be removed")
-        users = self.members(network)
-        if users:
-            names = ", ".join(f'name:"{s.request.name}" id:"{e.id[:12]}"' for s, e in users)
-            raise PermissionDenied(
-                f"error while removing network: network {network.name} has active endpoints ({names})",
-                hint="disconnect or stop these containers first",
-            )
-        await retiring.take_down(self, network)
+        async with self.planning:
+            network = self.registry.find(reference)
+            if network.predefined:
+                raise PermissionDenied(f"{network.name} is a pre-defined network and cannot be removed")
+            if users := self.members(network):
+                names = ", ".join(f'name:"{s.request.name}" id:"{e.id[:12]}"' for s, e in users)
+                raise PermissionDenied(
+                    f"error while removing network: network {network.name} has active endpoints ({names})",
+                    hint="disconnect or stop these containers first",
+                )
+            await asyncio.shield(retiring.take_down(self, network))
         self._bus.publish("network", "destroy", network.id, {"name": network.name, "type": network.driver})
         return network
 

@@ -427,3 +427,19 @@ def test_networks_made_at_once_share_neither_name_nor_subnet(play: Callable[[Sce
         assert len(set(subnets)) == len(subnets) == 10
 
     play(scenario)
+
+
+def test_nobody_gets_onto_a_network_that_is_being_removed(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        for round_ in range(2):
+            await engine.call("POST", "/networks/create", {"Name": "red"})
+            steps = [engine.service.remove("red"), engine.service.connect(container(1, "red"))]
+            results = await asyncio.gather(*(steps if round_ else reversed(steps)), return_exceptions=True)
+            assert len([r for r in results if isinstance(r, Exception)]) == 1, results
+            sandbox = engine.service.sandbox(container(1).container_id)
+            assert (sandbox is not None) == (engine.service.registry.named("red") is not None)
+            if sandbox is not None:
+                await engine.service.close_sandbox(container(1).container_id)
+                await engine.service.remove("red")
+
+    play(scenario)
