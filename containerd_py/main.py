@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -250,6 +249,8 @@ def shutdown(settings: Settings, *, kill: bool) -> int:
         sys.stderr.write(f"containerd-py: the daemon did not end within {STOP_SECONDS:g} s\n")
         return 1
     from containerd_py.tasks.bundle import BundleStore
+    import shutil  # brings compressors along, which the daemon does without
+
     from containerd_py.tasks.reaper import ENDED
 
     going_on = False
