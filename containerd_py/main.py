@@ -248,9 +248,9 @@ def shutdown(settings: Settings, *, kill: bool) -> int:
     if not stop_daemon(settings.pidfile):
         sys.stderr.write(f"containerd-py: the daemon did not end within {STOP_SECONDS:g} s\n")
         return 1
-    from containerd_py.tasks.bundle import BundleStore
     import shutil  # brings compressors along, which the daemon does without
 
+    from containerd_py.tasks.bundle import BundleStore
     from containerd_py.tasks.reaper import ENDED
 
     going_on = False
