@@ -17,7 +17,7 @@ from engine.defaults import Defaults
 from engine.events import EventBus
 from engine.interfaces import Images, Networks
 from engine.store import Store
-from oci.errors import FailedPrecondition
+from oci.errors import FailedPrecondition, NotFound
 from oci.hostpaths import HostPaths
 from protos.containerd import snapshots_pb2, types_pb2
 
@@ -67,7 +67,10 @@ class Registry:
 
         Raises ``NotFound("No such container: x")`` or ``InvalidArgument`` for an ambiguous prefix.
         """
-        return self.machines[self.names.resolve(reference)]
+        machine = self.machines.get(self.names.resolve(reference))
+        if machine is None:  # its name is taken, but it is not made yet
+            raise NotFound(f"No such container: {reference}")
+        return machine
 
     def running(self, reference: str) -> Machine:
         """``find``, for what needs a process; raises ``FailedPrecondition("container <id> is not running")``."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.engine import Engine
 from tests.support.host import wait_for
-from tests.support.outside import HOST, OutsideMachine
+from tests.support.outside import HOST, HOST6, OutsideMachine
 
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "4"))
@@ -67,6 +67,31 @@ class Look:
             for what, (wanted, found) in pairs.items()
             if wanted != found
         }
+
+    def served(self) -> list[str]:
+        """Where the web servers answer another machine, by each IP version that they are published by."""
+        return [
+            f"http://{f'[{HOST6}]' if ':' in binding['HostIp'] else HOST}:{binding['HostPort']}/"
+            for container in self.containers
+            for key, bindings in container["NetworkSettings"]["Ports"].items()
+            for binding in bindings or ()
+            if key.endswith("/tcp") and container["Name"] != "/echo"
+        ]
+
+    def about(self, url: str) -> str:
+        """All there is to know of the container that is published at ``url``, for a failure's text."""
+        port = url.rstrip("/").rpartition(":")[2]
+        for container in self.containers:
+            settings = container["NetworkSettings"]
+            bindings = [b for found in settings["Ports"].values() for b in found or ()]
+            if any(binding["HostPort"] == port for binding in bindings):
+                inside = f"--net={self._host.exec_root}/netns/{container['Id']}"
+                look = "ip addr; ip route; ss -ltn"
+                within = self._host.run("nsenter", inside, "sh", "-c", look).stdout
+                ruleset = self._host.run("nft", "list", "map", "inet", "gantry", "ports").stdout
+                state, networks = json.dumps(container["State"]), json.dumps(settings["Networks"])
+                return f"{state}\n{networks}\n{within}\n{ruleset}\n{self._engine.log_text()}"
+        return "nobody's"
 
     def _ids(self) -> set[str]:
         return {container["Id"] for container in self.containers}
@@ -195,9 +220,9 @@ def test_what_is_left_is_what_running_containers_need(make_engine: Callable[...,
             seen += len(look.containers)
             client.stdin.write(b"%d\n" % number)
             assert client.stdout.readline() == b"%d\n" % number, "the open connection broke"
-            served = [port for protocol, port in look._wanted_ports() if protocol == "tcp" and port != 8085]
-            for port in served:
-                assert outside.get(f"http://{HOST}:{port}/", 10) == "served\n", f"port {port}"
+            for url in look.served():
+                got = outside.get(url, 10)
+                assert got == "served\n", f"{url}\n{look.about(url)}"
         assert seen > ROUNDS, "nothing but the echo server ever ran: nothing was tested"
         client.stdin.close()
         client.wait(10)
@@ -205,3 +230,4 @@ def test_what_is_left_is_what_running_containers_need(make_engine: Callable[...,
         engine.docker("rm", "-f", *ids)
         engine.docker("network", "prune", "-f")
         assert settled(engine).containers == []
+        assert "KeyError" not in engine.log.read_text(), "a request met something half made"
