@@ -203,13 +203,13 @@ class PrivateHost:
         """(response code, data of the records) of a question asked at ``place``; code −1 when nobody answers."""
         return self.within(place, lambda: ask_dns(server, name, kind, stream=stream))
 
-    def datagrams(self, place: int | None, port: int, address: str = "") -> Callable[[], bool]:
-        """A UDP server; the answer says whether a datagram has come within half a second."""
+    def datagrams(self, place: int | None, port: int, address: str = "") -> Callable[..., bool]:
+        """A UDP server; the answer says whether a datagram comes within some seconds: a few do for what must not come."""
         server = self.within(place, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         server.bind((address, port))
-        server.settimeout(0.5)
 
-        def received() -> bool:
+        def received(seconds: float = 20) -> bool:
+            server.settimeout(seconds)
             try:
                 return bool(server.recv(100))
             except TimeoutError:

@@ -108,8 +108,8 @@ def test_frames_for_loopback_are_not_translated(on_private_host: Run) -> None:
         assert opened(), "the frame is well formed"
         host.send_frame(host.outside, "127.0.0.1", "wire", 5353)
         host.send_frame(host.outside, "127.0.0.1", "wire", 5354)
-        assert not closed()
-        assert not opened()
+        assert not closed(0.5)
+        assert not opened(0.5)
 
     on_private_host(scenario)
 
@@ -123,7 +123,7 @@ def test_container_cannot_reach_the_hosts_loopback(on_private_host: Run) -> None
         host.send_frame(2, "172.17.0.1", "gantry0", 7000)
         assert everywhere(), "the frame is well formed"
         host.send_frame(2, "127.0.0.1", "gantry0", 7002)
-        assert not loopback()
+        assert not loopback(0.5)
 
     on_private_host(scenario)
 

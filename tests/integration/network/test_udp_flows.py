@@ -65,7 +65,7 @@ def test_a_client_follows_a_container_to_its_next_address(on_private_host: Run) 
         assert host.service.sandbox(f"{3:064x}").endpoints[0].address == "172.17.0.2"
         stranger = host.datagrams(3, 514)
         client.send()
-        assert not stranger(), "led to another container by what the kernel remembers"
+        assert not stranger(0.5), "led to another container by what the kernel remembers"
         await host.up(host.request(2, ports=SYSLOG))
         received = host.datagrams(2, 514)
         client.send()
@@ -89,7 +89,7 @@ def test_a_container_that_died_with_the_daemon_has_no_clients(on_private_host: R
         assert host.service.sandbox(f"{3:064x}").endpoints[0].address == "172.17.0.2"
         stranger = host.datagrams(3, 514)
         client.send()
-        assert not stranger()
+        assert not stranger(0.5)
         client.close()
 
     on_private_host(scenario)
