@@ -204,7 +204,7 @@ class PrivateHost:
         return self.within(place, lambda: ask_dns(server, name, kind, stream=stream))
 
     def datagrams(self, place: int | None, port: int, address: str = "") -> Callable[..., bool]:
-        """A UDP server; the answer says whether a datagram comes within some seconds: a few do for what must not come."""
+        """A UDP server; the answer says whether a datagram comes within some seconds: few for what must not come."""
         server = self.within(place, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         server.bind((address, port))
 
