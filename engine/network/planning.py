@@ -57,13 +57,19 @@ def wanted_networks(registry: NetworkRegistry, request: SandboxRequest, attachme
     """
     if shared_with(request):
         return []
-    first = registry.find(_named(request.mode))
-    out: dict[str, Wanted] = {first.id: (first, {})}
-    if first.driver == "host":
-        return list(out.values())
-    for reference, config in request.endpoints.items():
-        network = registry.find(_named(reference))
-        if network.connects or network.id == first.id:
+    out: dict[str, Wanted] = {}
+    # A network that it was disconnected from may be removed; its name alone is left then.
+    left = any(config is None and not registry.has(identifier) for identifier, config in attachments.items())
+    for reference, config in {request.mode: None, **request.endpoints}.items():
+        try:
+            network = registry.find(_named(reference))
+        except NotFound:
+            if left:
+                continue
+            raise
+        if network.driver == "host" and reference == request.mode:
+            return [(network, {})]
+        if network.connects or reference == request.mode:
             out[network.id] = (network, dict(config or {}))
     for identifier, attached in attachments.items():
         if attached is None:

@@ -100,6 +100,10 @@ class NetworkRegistry:
             raise NotFound(f"network {reference} not found")
         return matches[0]
 
+    def has(self, network_id: str) -> bool:
+        """Whether there is a network with exactly this id."""
+        return network_id in self._networks
+
     def named(self, name: str) -> Network | None:
         """The network called exactly ``name``."""
         return next((n for n in self._networks.values() if n.name == name), None)

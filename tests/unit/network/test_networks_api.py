@@ -443,3 +443,19 @@ def test_nobody_gets_onto_a_network_that_is_being_removed(play: Callable[[Scenar
                 await engine.service.remove("red")
 
     play(scenario)
+
+
+def test_a_network_left_behind_may_be_removed(play: Callable[[Scenario], None]) -> None:
+    async def scenario(engine: Engine) -> None:
+        for name in ("blue", "red"):
+            await engine.call("POST", "/networks/create", {"Name": name})
+        request, find = container(1, "blue"), engine.service.registry.find
+        engine.service.note_attachment(request.container_id, find("blue").id, None)
+        engine.service.note_attachment(request.container_id, find("red").id, {})
+        await engine.service.remove("blue")
+        await engine.service.connect(request)
+        assert list(engine.service.settings(request)["Networks"]) == ["red"]
+        with pytest.raises(NotFound, match="network blue not found"):
+            engine.service.validate(container(2, "blue"))
+
+    play(scenario)
