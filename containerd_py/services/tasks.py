@@ -50,12 +50,27 @@ class TasksService(TasksServicer):
             if made and self._mounts is not None:
                 await self._mounts.take_back(where, request.container_id)
             raise
+        created = task_types_pb2.Process(
+            container_id=task.id,
+            id=task.id,
+            pid=task.pid,
+            status=task_types_pb2.CREATED,
+            stdin=request.stdin,
+            stdout=request.stdout,
+            stderr=request.stderr,
+            terminal=request.terminal,
+        )
+        task.learn(created, task.changes)
         return tasks_pb2.CreateTaskResponse(container_id=task.id, pid=task.pid)
 
     async def Start(self, request: tasks_pb2.StartRequest, context: Context) -> tasks_pb2.StartResponse:
         task = self._task(context, request.container_id)
         message = shim_v2_pb2.StartRequest(id=task.id, exec_id=request.exec_id)
+        created, changes = task.known, task.changes + 1
         answer = await task.call("Start", message, shim_v2_pb2.StartResponse)
+        if created is not None and not request.exec_id:
+            created.status = task_types_pb2.RUNNING
+            task.learn(created, changes)
         return tasks_pb2.StartResponse(pid=answer.pid)
 
     async def Delete(self, request: tasks_pb2.DeleteTaskRequest, context: Context) -> tasks_pb2.DeleteResponse:
@@ -186,6 +201,7 @@ def _final(task: Task, exec_id: str) -> ExitRecord | None:
 
 async def _process(task: Task, exec_id: str) -> task_types_pb2.Process:
     request = shim_v2_pb2.StateRequest(id=task.id, exec_id=exec_id)
+    changes = task.changes
     try:
         state = await task.call("State", request, shim_v2_pb2.StateResponse, seconds=STATE_SECONDS)
     except (errors.FailedPrecondition, errors.NotFound):
@@ -200,7 +216,7 @@ async def _process(task: Task, exec_id: str) -> task_types_pb2.Process:
             exit_status=record.exit_status,
             exited_at=timestamp(record.exited_at),
         )
-    return task_types_pb2.Process(
+    process = task_types_pb2.Process(
         container_id=task.id,
         id=exec_id or task.id,
         pid=state.pid,
@@ -212,10 +228,19 @@ async def _process(task: Task, exec_id: str) -> task_types_pb2.Process:
         exit_status=state.exit_status,
         exited_at=state.exited_at if state.HasField("exited_at") else None,
     )
+    if not exec_id:
+        task.learn(process, changes)
+    return process
 
 
 async def _listed(task: Task) -> task_types_pb2.Process | None:
-    """The task as List tells it; None when it has been deleted meanwhile."""
+    """The task as List tells it; None when it has been deleted meanwhile.
+
+    A shim is not asked (and woken) for what is known: only an end comes without a call, and that is on record before
+    anybody hears of it.
+    """
+    if task.known is not None and task.client is not None and task.bundle.exit_record() is None:
+        return task.known
     try:
         return await _process(task, "")
     except errors.NotFound:

@@ -77,6 +77,7 @@ class Recovery:
     def watch(self, task: Task, client: ShimClient) -> None:
         """Make ``client`` the task's; when it is lost, recovery starts at once."""
         task.client = client
+        task.changed()
         client.on_lost = lambda: self._lost(task, client)
 
     def _lost(self, task: Task, client: ShimClient) -> None:

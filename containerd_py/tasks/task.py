@@ -22,6 +22,9 @@ M = TypeVar("M", bound=Message)
 ONCE = frozenset({"Create", "Shutdown"})
 """Calls that a replaced shim cannot go on with; all others are repeated, or looked after (``_resumed``)."""
 
+CHANGES = frozenset({"Start", "Pause", "Resume", "Checkpoint", "Delete"})
+"""Calls after which a container's own process has another status."""
+
 RECOVERY_SECONDS = 10.0
 """How long a call waits for a lost shim to be replaced; Wait waits as long as it takes."""
 
@@ -31,11 +34,13 @@ class Task:
 
     __slots__ = (
         "bundle",
+        "changes",
         "client",
         "created",
         "deleting",
         "deletion",
         "final",
+        "known",
         "log",
         "making",
         "pid",
@@ -64,6 +69,10 @@ class Task:
         """How the container ended, when no shim is left to ask."""
         self.recovery: asyncio.Task[None] | None = None
         self.log: ShimLog | None = None
+        self.known: task_types_pb2.Process | None = None
+        """The container's own process as its shim would tell it, unless it has an exit record by now."""
+        self.changes = 0
+        """Grows whenever ``known`` may not be true any more."""
         self.sandbox = ""
         """The sandbox that the task belongs to."""
 
@@ -101,6 +110,8 @@ class Task:
 
     async def call(self, method: str, request: Message, answer: type[M], *, seconds: float | None = None) -> M:
         """The shim's answer. Raises its error, ``FailedPrecondition`` when the task ended and its shim is gone."""
+        if method in CHANGES and not getattr(request, "exec_id", ""):
+            self.changed()
         cut_off = False
         while True:
             client = await self.shim(None if method == "Wait" else RECOVERY_SECONDS)
@@ -119,6 +130,16 @@ class Task:
             if self.client is client:
                 raise self._gone()
             cut_off = True
+
+    def changed(self) -> None:
+        """What is known of the container's own process may be otherwise now."""
+        self.known = None
+        self.changes += 1
+
+    def learn(self, process: task_types_pb2.Process, changes: int) -> None:
+        """Note what was true when ``changes`` had that value."""
+        if self.own and self.changes == changes:
+            self.known = process
 
     def close(self) -> None:
         """Let go of the shim and its log without ending either."""

@@ -168,6 +168,36 @@ def test_paused_and_killed_for_want_of_memory(daemon: Supervisor, tmp_path: Path
     daemon.delete("a")
 
 
+def test_a_list_of_tasks_wakes_nobody(daemon: Supervisor, tmp_path: Path) -> None:
+    def listed() -> dict[str, int]:
+        return {task.id: task.status for task in call(daemon, "List", tasks_pb2.ListTasksRequest()).tasks}
+
+    create(daemon, "created", ["true"], Stdio(tmp_path / "created"))
+    start(daemon, "paused", tmp_path)
+    ending = start(daemon, "running", tmp_path)
+    call(daemon, "Pause", tasks_pb2.PauseTaskRequest(container_id="paused"))
+    daemon.get("paused")
+    resting = {id: at_rest(daemon, id) for id in ("paused", "running")}
+    expected = {
+        "created": task_types_pb2.CREATED,
+        "paused": task_types_pb2.PAUSED,
+        "running": task_types_pb2.RUNNING,
+    }
+    assert listed() == expected
+    assert all(is_at_rest(shim) for shim in resting.values())
+    call(daemon, "Resume", tasks_pb2.ResumeTaskRequest(container_id="paused"))
+    ending.stdin.write(b"end\n")
+    wait_for((daemon.bundle("running") / "exits" / "init").exists, "the exit record")
+    assert listed() == {**expected, "paused": task_types_pb2.RUNNING, "running": task_types_pb2.STOPPED}
+    daemon.start_task("created")
+    assert daemon.wait("created") == 0
+    assert listed()["created"] == task_types_pb2.STOPPED
+    daemon.signal("paused", signal.SIGKILL)
+    for id, status in (("created", 0), ("paused", 137), ("running", 7)):
+        assert daemon.wait(id) == status
+        daemon.delete(id)
+
+
 def test_a_bundle_removed_at_rest_takes_its_shim_along(daemon: Supervisor, tmp_path: Path) -> None:
     start(daemon, "a", tmp_path)
     resting = at_rest(daemon, "a", daemon.shim_pid("a"))
