@@ -121,6 +121,8 @@ def freeze(service: TaskService, server: Server) -> Frozen | None:
     for process in container.processes():
         if process.running and not _pack(process, luggage, held):
             return None
+        if not process.running and process.io is not None and process.io.serves_attach:
+            return None  # what is left of its output can still be asked for, until it is deleted
     state = {
         "config": service.config,
         "status": container.init.status,

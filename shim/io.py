@@ -89,6 +89,11 @@ class ProcessIO:
         restored.launched(None)
         return restored
 
+    @property
+    def serves_attach(self) -> bool:
+        """Whether there is a socket for clients."""
+        return self._attach is not None
+
     def handed_over(self) -> dict[str, int] | None:
         """What ``restore`` needs in a shim that goes on; ``None`` while there is something under way.
 
