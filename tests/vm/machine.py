@@ -10,13 +10,15 @@ rights on the host but root to unpack. The cache is ``$GANTRY_VM_CACHE``, else `
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -153,7 +155,7 @@ def boot(seconds: float = 600, only: str = "", guest: str = "guest") -> list[str
 
     ``only`` is a part of the names of the tests to run, ``guest`` the module here that runs there.
     """
-    with tempfile.TemporaryDirectory(prefix="gantry-vm-") as directory:
+    with tempfile.TemporaryDirectory(prefix="gantry-vm-") as directory, _alone():
         disk = Path(directory) / "disk"
         _make_disk(disk, guest)
         log = Path(directory) / "console"
@@ -171,6 +173,14 @@ def boot(seconds: float = 600, only: str = "", guest: str = "guest") -> list[str
     _, begun, results = text.partition("== begin\n")
     assert begun, f"the guest did not start its tests:\n{text[-4000:]}"
     return results.partition("== end")[0].splitlines()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One machine at a time: its code is put together in the cache, and it takes two processors."""
+    with (cache() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _make_disk(disk: Path, guest: str) -> None:

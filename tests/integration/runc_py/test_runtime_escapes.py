@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 
 import pytest
 
 from runc_py.errors import InvalidSpec, RuntimeFailure
 from runc_py.runtime import Stdio
-from tests.integration.runc_py.conftest import Bundle, wait
+from tests.integration.runc_py.conftest import Bundle, cgroups_of, wait
 
 pytestmark = pytest.mark.root
 
@@ -241,4 +240,4 @@ def test_failed_creation_leaves_nothing(bundle: Bundle) -> None:
         bundle.runtime.create(bundle.id, str(bundle.directory), stdio=Stdio(null, null, null), spec=bundle.copied())
     os.close(null)
     assert not (bundle.state / bundle.id).exists()
-    assert not list(Path("/sys/fs/cgroup").rglob(bundle.id))
+    assert not cgroups_of(bundle.id)
