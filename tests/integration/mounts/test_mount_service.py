@@ -175,7 +175,7 @@ def test_what_fails_leaves_nothing(daemon: Supervisor) -> None:
     steps = writable(daemon, image)
     bad = mount("format/ext4", "{{ mount 0 }}", "no-such-option")
     assert code(daemon, "Activate", name="bad", mounts=[steps[0], bad, steps[2]]) == grpc.StatusCode.INVALID_ARGUMENT
-    outside = mount("mkfs/loop", "/root/disk.img", "X-containerd.mkfs.size=16MiB")
+    outside = mount("mkfs/loop", "/srv/disk.img", "X-containerd.mkfs.size=16MiB")
     assert code(daemon, "Activate", name="bad", mounts=[outside]) == grpc.StatusCode.PERMISSION_DENIED
     (daemon.root / "link").symlink_to(daemon.host.base)
     linked = mount("mkdir/bind", "x", f"X-containerd.mkdir.path={daemon.root}/link/made")
