@@ -102,9 +102,9 @@ def import_for(task: InitTask) -> None:
     if task.spec.get("hooks"):
         from runc_py import hooks  # noqa: F401 -- here and below: for its being there
     if task.process.get("terminal"):
-        from runc_py import console  # noqa: F401
+        from runc_py import console  # noqa: F401 -- as above
     if task.annotated(REAPER_ANNOTATION):
-        from runc_py import reaper  # noqa: F401
+        from runc_py import reaper  # noqa: F401 -- as above
 
 
 def run_init(task: InitTask) -> NoReturn:

@@ -37,7 +37,7 @@ def fsdecode(name: str | bytes) -> str:
     return name.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
-environ = {fsdecode(name): fsdecode(value) for name, value in posix.environ.items()}  # type: ignore[misc]
+environ = {fsdecode(name): fsdecode(value) for name, value in posix.environ.items()}  # type: ignore[misc]  # the stub has text here
 """A plain dictionary: what is changed in it reaches those that are given it, and not C's ``getenv``."""
 
 

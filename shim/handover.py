@@ -29,7 +29,22 @@ from shim.server import Server, Unanswered
 from shim.service import TaskService
 from shim.stdio import Uris
 
-FIRST_SECONDS = float(os.environ.get("GANTRY_SHIM_REST", "") or 10.0)
+_VARIABLE, _DEFAULT_SECONDS = "GANTRY_SHIM_REST", 10.0
+
+
+def first_seconds(value: str) -> float:
+    """The seconds that ``value`` says, or ten when it says nothing that makes sense: containers matter more."""
+    try:
+        seconds = float(value or _DEFAULT_SECONDS)
+    except ValueError:
+        seconds = -1.0
+    if 0 <= seconds < float("inf"):
+        return seconds
+    report(f"{_VARIABLE}={value!r} is no number of seconds (0: shims never rest): {_DEFAULT_SECONDS:g} is used")
+    return _DEFAULT_SECONDS
+
+
+FIRST_SECONDS = first_seconds(os.environ.get(_VARIABLE, ""))
 """How long nothing must happen before a shim hands over for the first time; it never does when this is 0."""
 
 _LONGEST_SECONDS = 300.0

@@ -80,8 +80,11 @@ class MountManager:
         with self._database.transaction() as tx:
             now = time.time_ns()
             values = (scope.namespace, name, pack_labels(labels), MAKING, b"", now, now)
-            columns = "namespace, name, labels, state, data, created_at, updated_at"
-            made = tx.execute(f"INSERT INTO mounts ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)  # noqa: S608
+            made = tx.execute(
+                "INSERT INTO mounts (namespace, name, labels, state, data, created_at, updated_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
             assert made.lastrowid is not None
             return made.lastrowid
 
@@ -123,8 +126,10 @@ class MountManager:
             id, *_ = self._row(scope, name)
             self._undo(id)
             with self._database.transaction() as tx:
-                where = "namespace = ? AND type = 'mounts' AND id = ?"
-                tx.execute(f"DELETE FROM lease_resources WHERE {where}", (scope.namespace, name))  # noqa: S608
+                tx.execute(
+                    "DELETE FROM lease_resources WHERE namespace = ? AND type = 'mounts' AND id = ?",
+                    (scope.namespace, name),
+                )
 
     def _undo(self, id: int) -> None:
         """Unmount in reverse order, then forget. What is busy stops it, and is still known."""

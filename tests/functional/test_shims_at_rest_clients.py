@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -58,11 +59,15 @@ def test_output_that_wakes_it_is_logged(restful: Engine, client: docker.DockerCl
     os.mkfifo(shared / "go")
     script = "while read word; do echo $word; echo not $word >&2; done < /shared/go; exit 3"
     container = client.containers.run("busybox", ["sh", "-c", script], volumes=[f"{shared}:/shared"], detach=True)
+
+    def said(word: bytes) -> bool:
+        return b"not " + word in container.logs()
+
     with open(shared / "go", "wb", buffering=0) as go:
         for word in (b"one", b"two"):
             rest(restful, container)
             go.write(word + b"\n")
-            wait_for(lambda word=word: b"not " + word in container.logs(), "the output")  # type: ignore[misc]
+            wait_for(functools.partial(said, word), "the output")
         rest(restful, container)
     assert container.wait(timeout=20)["StatusCode"] == 3
     assert container.logs(stderr=False) == b"one\ntwo\n"

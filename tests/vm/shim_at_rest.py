@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -88,6 +89,10 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
+def _has_ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
 def check(directory: Path, bundle: Path, spec: dict[str, Any]) -> None:
     """A container in ``bundle`` ends with 7 while its shim is at rest, and one is killed; both are known."""
     zygote = Zygote(directory)
@@ -102,7 +107,7 @@ def check(directory: Path, bundle: Path, spec: dict[str, Any]) -> None:
             client.call("Start", id=bundle.name)
             client.send("Wait", {"id": bundle.name})
             shim = int((bundle / "shim.pid").read_text())
-            until(lambda shim=shim: not Path(f"/proc/{shim}").exists(), "the hand-over")  # type: ignore[misc]
+            until(functools.partial(_has_ended, shim), "the hand-over")
             if number:
                 os.kill(pid, number)
             else:
