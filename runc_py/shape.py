@@ -26,6 +26,7 @@ U16 = range(0x10000)
 MODE = range(0o200000)
 
 _MAPPINGS = [{"!": ("containerID", "hostID", "size"), "containerID": U32, "hostID": U32, "size": U32}]
+HOOK_KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 _HOOKS = [{"!": ("path",), "path": str, "args": [str], "env": [str], "timeout": range(1, 0x80000000)}]
 _WEIGHTS = [{"!": ("major", "minor"), "major": I64, "minor": I64, "weight": U16, "leafWeight": U16}]
 _RATES = [{"!": ("major", "minor"), "major": I64, "minor": I64, "rate": U64}]
@@ -131,9 +132,7 @@ SPEC: Shape = {
     "process": PROCESS,
     "hostname": str,
     "domainname": str,
-    "hooks": dict.fromkeys(
-        ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"), _HOOKS
-    ),
+    "hooks": dict.fromkeys(HOOK_KINDS, _HOOKS),
     "annotations": {"*": str},
     "linux": _LINUX,
 }

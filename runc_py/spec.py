@@ -140,8 +140,9 @@ def _check_words(spec: Spec, linux: Spec) -> None:
             raise InvalidSpec(f'linux.devices[{index}].path: "{entry["path"]:.60}" is not absolute')
         if not all(0 <= entry.get(key, 0) < limit for key, limit in (("major", 1 << 12), ("minor", 1 << 20))):
             raise InvalidSpec(f"linux.devices[{index}]: major and minor are not numbers of a device")
-    for kind, hooks in (spec.get("hooks") or {}).items():
-        for index, hook in enumerate(hooks if isinstance(hooks, list) else ()):
+    hooks = spec.get("hooks") or {}
+    for kind in shape.HOOK_KINDS:
+        for index, hook in enumerate(hooks.get(kind) or ()):
             if not hook["path"].startswith("/"):
                 raise InvalidSpec(f'hooks.{kind}[{index}].path: "{hook["path"]:.60}" is not absolute')
             if any("=" not in item for item in hook.get("env") or ()):

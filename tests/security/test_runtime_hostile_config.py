@@ -21,11 +21,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runc_py import errors, spec
+from runc_py import errors, shape, spec
 from runc_py.main import run
 from runc_py.template import default_spec
 
 pytestmark = pytest.mark.root
+
+EXPLORED = int(os.environ.get("GANTRY_FUZZ") or 0)
+VALIDATED, STARTED = EXPLORED * 10 or 1500, EXPLORED or 120
+"""How many documents are checked, and how many are run; with the variable set they are new ones each time."""
 
 JUNK: st.SearchStrategy[Any] = st.recursive(
     st.one_of(
@@ -112,10 +116,59 @@ def changed(changes: list[tuple[tuple[Any, ...], Any]]) -> dict[str, Any]:
     return document
 
 
-CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), JUNK), min_size=1, max_size=3)
+WORDS = st.text(max_size=6) | st.sampled_from(
+    [
+        "",
+        "/",
+        "/x",
+        "..",
+        "/bin/true",
+        "a",
+        "c",
+        "rwm",
+        "0",
+        "0-1",
+        "private",
+        "network",
+        "mount",
+        "user",
+        "tmpfs",
+        "eth0",
+    ]
+)
 
 
-@settings(max_examples=1500, deadline=None)
+def shaped(of: shape.Shape) -> st.SearchStrategy[Any]:
+    """Values of the right type at every place, so that what comes after the table of types is reached."""
+    if isinstance(of, range):
+        return st.sampled_from([of.start, of.stop - 1]) | st.integers(of.start, of.stop - 1)
+    if isinstance(of, list):
+        return st.lists(shaped(of[0]), max_size=2)
+    if isinstance(of, dict):
+        if "*" in of:
+            return st.dictionaries(WORDS, shaped(of["*"]), max_size=2)
+        needed = of.get("!", ())
+        members = {name: shaped(inner) for name, inner in of.items() if name != "!"}
+        return st.fixed_dictionaries(
+            {name: members.pop(name) for name in needed}, optional={**members, "unknown": st.just([None])}
+        )
+    return {str: WORDS, bool: st.booleans(), float: st.floats(allow_nan=False)}[of]
+
+
+def sections(of: shape.Shape, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], st.SearchStrategy[Any]]]:
+    """Every object and list of the table of types, with what may be put there."""
+    for name, inner in of.items() if isinstance(of, dict) else ():
+        if isinstance(inner, (dict, list)) and name not in ("!", "*"):
+            yield (*path, name), shaped(inner)
+            yield from sections(inner, (*path, name))
+
+
+SHAPED = [st.tuples(st.just(path), values) for path, values in sections(shape.SPEC)]
+CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), JUNK) | st.one_of(SHAPED), min_size=1, max_size=3)
+
+
+@pytest.mark.timeout(3600 if EXPLORED else 120)
+@settings(max_examples=VALIDATED, deadline=None)
 @given(CHANGES)
 def test_validation_gives_a_sentence_or_nothing(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     try:
@@ -160,8 +213,8 @@ def command(*arguments: str) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), output.decode()
 
 
-@pytest.mark.timeout(400)
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.timeout(3600 if EXPLORED else 400)
+@settings(max_examples=STARTED, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=CHANGES)
 def test_the_command_survives_and_cleans_up(
     place: Path, monkeypatch: pytest.MonkeyPatch, changes: list[tuple[tuple[Any, ...], Any]]
