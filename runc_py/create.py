@@ -1,7 +1,8 @@
 """``create``: the parent's side of making a container.
 
-Rule: recorded before made. The container's directory and its record, which names its cgroups, exist before these and
-before the process; whatever fails, everything made so far is undone here, and after a kill -9 by ``delete --force``.
+Rule: recorded before made. The container's directory and its record, which names its cgroups, exist before these; a
+process that goes ahead of the record ends with this one. Whatever fails, everything made so far is undone here, and
+after a kill -9 by ``delete --force``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     State = dict[str, Any]
 
+_END_SECONDS = 10.0
 INIT_FAILED = "unable to start container process: error during container init: "
 
 
@@ -166,6 +168,7 @@ class Creation:
         self.console: int | None = None
         self.channel: Socket | None = None
         self.listener: Socket | None = None
+        self.waiting, runtime.waiting = runtime.waiting, None
 
     def run(self, options: init.CreateOptions) -> Launched:
         """Make it; the result's descriptors belong to the caller."""
@@ -176,10 +179,13 @@ class Creation:
         self.namespaces.open()
         if self.seccomp is not None:
             state.write_atomically(self.directory, state.SECCOMP_FILE, self.seccomp.program)
-        self.state.save()
-        if not (early := self._init_goes_ahead()):
+        early = self._init_goes_ahead()
+        if self.waiting is not None and not (early and self.waiting.call(self.namespaces)):
+            self._dismiss_waiting()
+        if not early:
+            self.state.save()
             self._make_groups()
-        plan = rootfs.plan_rootfs(self.spec, self.state.bundle, self._cgroup_mounts(), self.userns)
+        plan = rootfs.plan_rootfs(self.spec, self.state.bundle, cgroups.shown_in(self.spec, self.manager), self.userns)
         self._prepare(plan.setup)
         self.listener = _listen(self.directory)
         self.channel, theirs = light.socketpair(light.SOCK_SEQPACKET)
@@ -261,12 +267,6 @@ class Creation:
             self.prepared = prepare.Prepared(self.linux, self.namespaces, self.directory)
             self.prepared.prepare(setup)
 
-    def _cgroup_mounts(self) -> cgroups.ContainerMounts | None:
-        wanted = any(entry.get("type") in ("cgroup", "cgroup2") for entry in self.spec.get("mounts") or ())
-        if not wanted or self.manager.kind == "disabled":
-            return None
-        return self.manager.container_mounts(cgroup_namespace="cgroup" in self.namespaces.kinds)
-
     def _starts_in_cgroup(self) -> bool:
         return self.manager.kind == "v2"
 
@@ -276,7 +276,9 @@ class Creation:
 
     def _clone(self, task: init.InitTask) -> None:
         flags = self.namespaces.clone_flags
-        if self.userns and self.namespaces.joined:
+        if self.waiting is not None and self.waiting.give(task, self.state.bundle):
+            self.pid, self.pidfd, self.waiting = self.waiting.pid, self.waiting.pidfd, None
+        elif self.userns and self.namespaces.joined:
             self._clone_through_stage(task, flags)
         else:
             cgroup = self.manager.descriptor() if not self.userns else None
@@ -360,10 +362,15 @@ class Creation:
         except BrokenPipeError:
             raise _init_failure(self._receive()) from None
 
+    def _dismiss_waiting(self) -> None:
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.dismiss()
+
     def undo(self) -> None:
         """Take back everything; problems on the way do not hide the error that led here."""
         if self.pid > 0:
-            _end(self.pid)
+            _end(self.pid, self.pidfd)
         for fd in (self.pidfd, self.console):
             if fd is not None and fd >= 0:
                 os.close(fd)
@@ -377,6 +384,7 @@ class Creation:
 
     def release(self) -> None:
         """Close the parent's copies of what init uses."""
+        self._dismiss_waiting()
         self.namespaces.close()
         if self.prepared is not None:
             self.prepared.close()
@@ -394,12 +402,18 @@ def _init_failure(message: Message) -> RuntimeFailure:
     return type(error)(f"{INIT_FAILED}{error}")
 
 
-def _end(pid: int) -> None:
+def _end(pid: int, pidfd: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
+    except ProcessLookupError:
         return
+    except ChildProcessError:  # our sibling: the parent reaps it
+        import select
+
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(_END_SECONDS * 1000)
 
 
 def _listen(directory: str) -> Socket:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from runc_py.waiting import WaitingInit
+
 
 class Stdio(NamedTuple):
     """Descriptors that become 0, 1 and 2 of a process. They stay open, and the caller's, in the caller."""
@@ -41,11 +43,15 @@ class RootfsMount(NamedTuple):
 
 
 class Runtime:
-    """Containers whose state is under ``root``; ``cgroup_driver`` is ``cgroupfs``, ``systemd`` or ``disabled``."""
+    """Containers whose state is under ``root``; ``cgroup_driver`` is ``cgroupfs``, ``systemd`` or ``disabled``.
 
-    def __init__(self, root: str, *, cgroup_driver: str = "cgroupfs") -> None:
+    ``waiting`` is an init for the next container that is made, if it suits.
+    """
+
+    def __init__(self, root: str, *, cgroup_driver: str = "cgroupfs", waiting: WaitingInit | None = None) -> None:
         self.root = root
         self.cgroup_driver = cgroup_driver
+        self.waiting = waiting
 
     def create(  # noqa: PLR0913 -- one keyword for each of runc's options
         self,

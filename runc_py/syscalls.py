@@ -94,6 +94,7 @@ CLOSE_RANGE_CLOEXEC = 4
 KEYCTL_JOIN_SESSION_KEYRING = 1
 
 _PR_SET_MM, _PR_SET_MM_MAP = 35, 14
+_MADV_POPULATE_WRITE = 23
 _O_CLOEXEC = os.O_CLOEXEC
 _CAPABILITY_VERSION_3 = 0x20080522
 
@@ -152,6 +153,7 @@ _mmap = _function("mmap", _pointer, _size, _int, _int, _int, _long, restype=_lon
 _mprotect = _function("mprotect", _pointer, _size, _int)
 _mremap = _function("mremap", _pointer, _size, _size, _int, _pointer, restype=_long)
 _memmove = _function("memmove", _pointer, _pointer, _size, restype=_pointer)
+_madvise = _function("madvise", _pointer, _size, _int)
 _sbrk = _function("sbrk", _long, restype=_long)
 _ioctl = _function("ioctl", _int, _ulong, _words)
 _fcntl = _function("fcntl", _int, _int, _long)
@@ -371,6 +373,15 @@ def make_anonymous(start: int, length: int, protection: int) -> None:
         raise _failed("mprotect")
     if _mremap(copy, length, length, 3, start) == -1:  # MREMAP_MAYMOVE | MREMAP_FIXED: in one step
         raise _failed("mremap")
+
+
+def populate(start: int, length: int) -> bool:
+    """Give this process its own copy of memory that it shares with the one it was forked from, whole pages.
+
+    It is then nobody's to wait for when the pages are written to. False where there is no such memory, and before Linux
+    5.14.
+    """
+    return bool(_madvise(start, length, _MADV_POPULATE_WRITE) == 0)
 
 
 def overwrite(address: int, data: bytes) -> None:

@@ -5,11 +5,11 @@ Rule: the way of a container on this host, and no more: the cgroup version that 
 
 from __future__ import annotations
 
-from runc_py import console, create, execute, hooks, init, lifecycle, prepare, reaper, seccomp, sockets
+from runc_py import console, create, execute, hooks, init, lifecycle, prepare, reaper, seccomp, sockets, waiting
 from runc_py.cgroups import CgroupError, layout
 
 __all__ = ["console", "create", "execute", "hooks", "init", "layout", "lifecycle", "prepare", "reaper", "seccomp"]
-__all__ += ["sockets"]
+__all__ += ["sockets", "waiting"]
 
 try:
     if layout.current().unified:

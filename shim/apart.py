@@ -37,7 +37,7 @@ def apart(bundle: str, work: Callable[[], Answer]) -> tuple[dict[str, Any], list
 
     Raises ``GantryError`` as ``work`` does (without its traceback), and ``Killed``.
     """
-    fork = Kept(bundle, work, None)
+    fork = Kept(lambda peer: answer_calls(peer, bundle, work, None))
     try:
         return fork.answer()
     finally:
@@ -52,7 +52,7 @@ def apart_kept(
     The first descriptor of the answer is the pidfd of the process that was started. When that process ends the fork
     does, so that its end is seen by the shim.
     """
-    fork = Kept(bundle, work, more)
+    fork = Kept(lambda peer: answer_calls(peer, bundle, work, more))
     try:
         return (*fork.answer(), fork)
     except BaseException:
@@ -65,18 +65,22 @@ class Kept:
 
     __slots__ = ("_peer", "_pid")
 
-    def __init__(self, bundle: str, work: Callable[[], Answer], more: Callable[[], Answer] | None) -> None:
+    def __init__(self, work: Callable[[socket.socket], None]) -> None:
         self._peer, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
             self._peer.close()
-            _be_apart(bundle, parent, theirs, work, more)
+            _be_apart(parent, theirs, work)
         theirs.close()
 
     def answer(self) -> tuple[dict[str, Any], list[int]]:
         """What it has to say. Raises as ``apart``."""
-        return _opened(fdpass.receive(self._peer))
+        try:
+            packet = fdpass.receive(self._peer)
+        except ConnectionResetError:
+            packet = None  # it ended without having read what it was asked
+        return _opened(packet)
 
     def ask(self) -> tuple[dict[str, Any], list[int]]:
         """The answer of ``more``. Nobody waits for the fork's end, which is reaped as any child's."""
@@ -103,20 +107,31 @@ def _opened(packet: tuple[dict[str, Any], list[int]] | None) -> tuple[dict[str, 
     return values, descriptors
 
 
-def _be_apart(
-    bundle: str, parent: int, peer: socket.socket, work: Callable[[], Answer], more: Callable[[], Answer] | None
-) -> NoReturn:
+def _be_apart(parent: int, peer: socket.socket, work: Callable[[socket.socket], None]) -> NoReturn:
     """The forked side. A fork that cannot answer says so by ending."""
     try:
         signal.set_wakeup_fd(-1)
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        lock_helper(bundle)
         if os.getppid() == parent:  # else it died before the kernel was told to take us along
-            descriptors = _answer(peer, work)
-            if more is not None and descriptors and _asked_again(peer, descriptors[0]):
-                _answer(peer, more)
+            work(peer)
     finally:
         os._exit(0)
+
+
+def answer_calls(
+    peer: socket.socket,
+    bundle: str,
+    work: Callable[[], Answer],
+    more: Callable[[], Answer] | None,
+    meanwhile: Callable[[], None] | None = None,
+) -> None:
+    """In a fork: tell what ``work`` gives, and what ``more`` does when asked; ``meanwhile`` comes between the two."""
+    lock_helper(bundle)
+    descriptors = _answer(peer, work)
+    if meanwhile is not None and descriptors:
+        meanwhile()
+    if more is not None and descriptors and _asked_again(peer, descriptors[0]):
+        _answer(peer, more)
 
 
 def _asked_again(peer: socket.socket, pidfd: int) -> bool:

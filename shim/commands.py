@@ -230,9 +230,8 @@ def _delete(flags: dict[str, str]) -> Values:
     bundle = Bundle(path)
     kept = bundle.read_options()
     options = kept["options"] if kept else runtimes.no_options()
-    runtime = runtimes.runtime_for(
-        options, flags.get("address", ""), _required(flags, "namespace"), path, _SOCKET_DIRECTORY, Children()
-    )
+    root = runtimes.root_of(options, flags.get("address", ""), _required(flags, "namespace"))
+    runtime = runtimes.runtime_for(options, root, path, _SOCKET_DIRECTORY, Children())
     runtime.delete(container_id)
     if kept:
         forget_attach_socket(Uris(*kept["uris"]))

@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from shim import prctl
 from shim.bundle import Bundle, claim, write_atomically
@@ -22,6 +23,9 @@ from shim.config import ShimConfig
 from shim.loop import Loop, report
 from shim.server import Server
 from shim.service import TaskService
+
+if TYPE_CHECKING:
+    from shim.worker import Worker
 
 __all__ = ["ShimConfig", "listen", "main", "serve", "write_files"]
 
@@ -47,12 +51,12 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def serve(config: ShimConfig, listener: socket.socket, *, restore: bool = False) -> int:
-    """Be the shim of ``config`` on ``listener`` until shut down; the exit code."""
+def serve(config: ShimConfig, listener: socket.socket, *, restore: bool = False, worker: Worker | None = None) -> int:
+    """Be the shim of ``config`` on ``listener`` until shut down; the exit code. ``worker`` is for its container."""
     _become_shim(config)
     claim(config.bundle)
     loop = Loop()
-    service = TaskService(loop, config)
+    service = TaskService(loop, config, worker)
     loop.watch_children(service.reap)
     write_files(config)
     if restore:

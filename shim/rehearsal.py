@@ -66,7 +66,8 @@ class _Runtime(runtimes.InProcess):
 class _Service(TaskService):
     def new_container(self, container_id: str, bundle_path: str, uris: Uris, options: Values) -> Container:
         scratch = os.path.dirname(self.config.socket)
-        runtimes.runtime_for(options, self.config.address, self.config.namespace, bundle_path, scratch, Children())
+        root = runtimes.root_of(options, self.config.address, self.config.namespace)
+        runtimes.runtime_for(options, root, bundle_path, scratch, Children())
         return Container(
             container_id,
             Bundle(bundle_path),

@@ -23,7 +23,9 @@ from shim.bundle import Bundle
 from shim.exits import Children
 
 if TYPE_CHECKING:
+    from runc_py.waiting import WaitingInit
     from shim.commandline import CommandLine
+    from shim.worker import Worker
 
 OWN_NAMES = ("", "runc-py")
 """Values of ``Options.binary_name`` that mean the runtime in this process."""
@@ -126,12 +128,18 @@ class _translated:
 class InProcess:
     """``runc_py`` without its command line: what every container needs in a fork of this process, the rest in it."""
 
-    def __init__(self, root: str, cgroup_driver: str, bundle: str) -> None:
+    def __init__(self, root: str, cgroup_driver: str, bundle: str, worker: Worker | None = None) -> None:
+        """``worker`` makes the container, if it is there and lives."""
         self._root, self._systemd, self._bundle = root, cgroup_driver == "systemd", bundle
         self._runtime = Runtime(root, cgroup_driver=cgroup_driver)
+        self._worker = worker
         self._kept: Kept | None = None
 
     def create(self, request: CreateRequest) -> Launched:
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            with contextlib.suppress(Killed):
+                return self._create_by(worker, request)
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(Killed):
                 return self._create_apart(request)
@@ -139,14 +147,34 @@ class InProcess:
 
     def _create_apart(self, request: CreateRequest) -> Launched:
         try:
-            work, more = _work(lambda: self._create(request)), partial(self._start, request.container_id, False)
+            work, more = _work(lambda: self.create_here(request)), partial(self.start_here, request.container_id, False)
             values, descriptors, self._kept = apart_kept(self._bundle, work, more)
             return _launched(values, descriptors)
         except Killed:
             self.delete(request.container_id)  # what it had made so far
             raise
 
-    def _create(self, request: CreateRequest) -> Launched:
+    def _create_by(self, worker: Worker, request: CreateRequest) -> Launched:
+        packet = {
+            "root": self._root,
+            "driver": self._runtime.cgroup_driver,
+            "bundle": self._bundle,
+            "id": request.container_id,
+            "rootfs": [[mount["type"], mount["source"], mount["options"]] for mount in request.rootfs],
+            "no_pivot": request.no_pivot,
+            "no_new_keyring": request.no_new_keyring,
+        }
+        try:
+            values, descriptors = worker.give(packet, [0, 1, 2, *(request.stdio or ())])
+        except Killed:
+            self.delete(request.container_id)  # what it had made so far
+            raise
+        self._kept = worker
+        return _launched(values, descriptors)
+
+    def create_here(self, request: CreateRequest, waiting: WaitingInit | None = None) -> Launched:
+        """Make it in this process; ``waiting`` becomes its init, if it suits."""
+        self._runtime.waiting = waiting
         mounts = [RootfsMount(m["type"], m["source"], tuple(m["options"])) for m in request.rootfs]
         with _translated("OCI runtime create failed: "):
             return self._runtime.create(
@@ -160,6 +188,9 @@ class InProcess:
 
     def restore(self, request: CreateRequest, path: str) -> Launched:
         """By our command line, with the rootfs where criu finds it."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.dismiss()
         return self._by_command(f"restore {request.container_id}", request.bundle).restore(request, path)
 
     def start(self, container_id: str, *, resume: bool = False) -> None:
@@ -172,12 +203,13 @@ class InProcess:
                 resume = True
         for _ in range(_ATTEMPTS - 1):
             with contextlib.suppress(Killed):
-                apart(self._bundle, partial(self._start, container_id, resume))
+                apart(self._bundle, partial(self.start_here, container_id, resume))
                 return
             resume = True
-        apart(self._bundle, partial(self._start, container_id, resume))
+        apart(self._bundle, partial(self.start_here, container_id, resume))
 
-    def _start(self, container_id: str, resume: bool) -> Answer:
+    def start_here(self, container_id: str, resume: bool) -> Answer:
+        """Start it in this process."""
         with _translated("OCI runtime start failed: "):
             self._runtime.start(container_id, resume=resume)
         return {}, ()
@@ -245,6 +277,22 @@ class InProcess:
             return str(self._runtime.state(container_id)["status"])
 
 
+def begin(
+    packet: dict[str, Any], descriptors: list[int], waiting: WaitingInit | None
+) -> tuple[str, Callable[[], Answer], Callable[[], Answer]]:
+    """In a worker: the bundle, and what is to be done, create and start. See ``shim.worker``."""
+    for number, descriptor in enumerate(descriptors[:3]):
+        os.dup2(descriptor, number)  # the shim's own, which are open since it knows its bundle
+        os.close(descriptor)
+    bundle, container_id = packet["bundle"], packet["id"]
+    rootfs = [{"type": kind, "source": source, "options": options} for kind, source, options in packet["rootfs"]]
+    options = {"no_pivot_root": packet["no_pivot"], "no_new_keyring": packet["no_new_keyring"]}
+    stdio = Stdio(*descriptors[3:]) if len(descriptors) > 3 else None
+    runtime = InProcess(packet["root"], packet["driver"], bundle)
+    create = _work(lambda: runtime.create_here(CreateRequest(container_id, bundle, stdio, rootfs, options), waiting))
+    return bundle, create, partial(runtime.start_here, container_id, False)
+
+
 def _work(launch: Callable[[], Launched]) -> Callable[[], Answer]:
     """``launch`` as work for a fork."""
 
@@ -260,8 +308,10 @@ def _launched(values: dict[str, Any], descriptors: list[int]) -> Launched:
     return Launched(values["pid"], descriptors[0], descriptors[1] if len(descriptors) > 1 else None)
 
 
-def default_root(address: str, namespace: str) -> str:
-    """Where runtimes keep their state when nothing else is asked for: beside containerd's socket."""
+def root_of(options: Values, address: str, namespace: str) -> str:
+    """Where the runtime of ``options`` keeps its state: beside containerd's socket when nothing else is asked for."""
+    if options["root"]:
+        return f"{options['root']}/{namespace}"
     state = os.path.dirname(address) if address.startswith("/") else "/run/containerd"
     return f"{state}/runc/{namespace}"
 
@@ -272,19 +322,20 @@ def no_options() -> Values:
 
 
 def runtime_for(
-    options: Values, address: str, namespace: str, bundle: str, scratch: str, children: Children
+    options: Values, root: str, bundle: str, scratch: str, children: Children, worker: Worker | None = None
 ) -> TaskRuntime:
-    """The runtime that ``options`` (containerd.runc.v1.Options) names.
+    """The runtime that ``options`` (containerd.runc.v1.Options) names, with its state in ``root`` (see ``root_of``).
 
-    ``scratch`` is a directory with a short path; ``children`` collects what ends while a runtime's program is awaited.
+    ``scratch`` is a directory with a short path; ``children`` collects what ends while a runtime's program is awaited;
+    ``worker`` is used or dismissed.
     """
-    root = options["root"]
-    root = f"{root}/{namespace}" if root else default_root(address, namespace)
     systemd = bool(options["systemd_cgroup"])
     with contextlib.suppress(FileExistsError):
         os.makedirs(root, mode=0o711)
     if os.path.basename(options["binary_name"]) in OWN_NAMES:
-        return InProcess(root, "systemd" if systemd else "cgroupfs", bundle)
+        return InProcess(root, "systemd" if systemd else "cgroupfs", bundle, worker)
+    if worker is not None:
+        worker.dismiss()
     from shim.commandline import CommandLine
 
     return CommandLine(options["binary_name"], root, systemd, bundle, scratch, children)

@@ -36,6 +36,7 @@ from shim.stdio import Uris
 
 if TYPE_CHECKING:
     from shim.sandbox import SandboxService
+    from shim.worker import Worker
 
 Handler = Callable[[Values], Values | Deferred]
 _NOTHING: Values = {}
@@ -44,8 +45,10 @@ _NOTHING: Values = {}
 class TaskService:
     """All containers of one shim. ``on_shutdown`` is called when containerd needs it no more."""
 
-    def __init__(self, loop: Loop, config: ShimConfig) -> None:
+    def __init__(self, loop: Loop, config: ShimConfig, worker: Worker | None = None) -> None:
+        """``worker`` is for the first container."""
         self.loop = loop
+        self._worker = worker
         self.config = config
         self.containers: dict[str, Container] = {}
         self._children = Children()
@@ -133,7 +136,9 @@ class TaskService:
         config = self.config
         bundle = Bundle(bundle_path)
         scratch = os.path.dirname(config.socket)
-        runtime = runtimes.runtime_for(options, config.address, config.namespace, bundle_path, scratch, self._children)
+        root = runtimes.root_of(options, config.address, config.namespace)
+        worker, self._worker = self._worker, None
+        runtime = runtimes.runtime_for(options, root, bundle_path, scratch, self._children, worker)
         parking = Parking(self.loop, config.keeper, f"{config.namespace}/{container_id}")
         return Container(
             container_id,

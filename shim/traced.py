@@ -19,6 +19,7 @@ from shim.container import Container
 from shim.parking import Parking
 from shim.publisher import Publisher
 from shim.service import TaskService
+from shim.worker import Worker
 
 
 def _called(_: TaskService, method: str, _request: Values) -> str:
@@ -32,6 +33,7 @@ def follow(zygote: type) -> None:
     wrap(TaskService, "call", _called)
     wrap(runtimes, "apart", "shim: fork of the runtime")
     wrap(runtimes, "apart_kept", "shim: fork of the runtime")
+    wrap(Worker, "give", "shim: worker of the runtime")
     wrap(Kept, "ask", "shim: fork asked again")
     wrap(Container, "_conclude", "shim: exit concluded")
     wrap(Bundle, "write_exit", "shim: exit record")

@@ -17,7 +17,7 @@ import socket
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from oci import trace
 from oci.version import __version__
@@ -25,6 +25,9 @@ from protos import fdpass
 from shim import sealed
 from shim.config import ShimConfig
 from shim.rest import Template, encode
+
+if TYPE_CHECKING:
+    from shim.worker import Worker, Written
 
 _KNOWN_ORPHANS = 4096
 _WARM = (
@@ -34,6 +37,7 @@ _WARM = (
     "shim.handover",
     "shim.main",
     "shim.restore",
+    "shim.worker",
     "traceback",
 )
 """Modules whose import somebody would otherwise pay for in every shim."""
@@ -41,6 +45,10 @@ _WARM = (
 
 IDLE_SECONDS = 0.03
 """Without a request for so long the zygote forks a spare; under many requests it has other things to do."""
+
+
+WORKER_SECONDS = 10.0
+"""So long after it was forked a spare keeps a worker for its container's runtime: containers seldom come alone."""
 
 
 class Spare(NamedTuple):
@@ -60,6 +68,9 @@ class Zygote:
         self._poll.register(listener.fileno(), select.EPOLLIN)
         self._statuses: OrderedDict[int, int] = OrderedDict()
         self._spare: Spare | None = None
+        self._started = False
+        self._written: Written | None = None
+        self._report, self._told = -1, b""
         self._template: Template | None = None
         self._running = True
 
@@ -79,6 +90,8 @@ class Zygote:
             for descriptor, _ in ready:
                 if descriptor == self._listener.fileno():
                     self._accept()
+                elif descriptor == self._report:
+                    self._take_report()
                 elif descriptor == wake_read:
                     with contextlib.suppress(BlockingIOError):
                         os.read(wake_read, 4096)
@@ -183,6 +196,7 @@ class Zygote:
     def _hand_over(self, config: ShimConfig, listener: socket.socket, restore: bool) -> int:
         """Make the spare the shim; its pid, or 0 when there is none."""
         spare, self._spare = self._spare, None
+        self._started = True
         if spare is None:
             return 0
         with spare.peer, contextlib.suppress(OSError):
@@ -193,13 +207,32 @@ class Zygote:
     def _fork_spare(self) -> Spare:
         """A process that waits to become a shim: its fork is then nobody's to wait for."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        with_worker, report = self._started, -1
+        if with_worker and self._written is None and self._report < 0:
+            self._report, report = os.pipe2(os.O_CLOEXEC)
+            self._poll.register(self._report, select.EPOLLIN)
         pid = os.fork()
         if pid == 0:
             ours.close()
             self._let_go()
-            self._wait_for_work(theirs)
+            self._wait_for_work(theirs, with_worker, report)
         theirs.close()
+        if report >= 0:
+            os.close(report)
+        self._started = False
         return Spare(pid, ours)
+
+    def _take_report(self) -> None:
+        """What a worker tells of memory that is worth copying ahead; it has told all when it closes its end."""
+        from shim.worker import parsed
+
+        data = os.read(self._report, 1 << 20)
+        self._told += data
+        if not data:
+            self._written, self._told = parsed(self._told), b""
+            self._poll.unregister(self._report)
+            os.close(self._report)
+            self._report = -1
 
     def _rest(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         """Have a process take over from the shim that asks."""
@@ -223,6 +256,8 @@ class Zygote:
             self._template.close()
         if self._spare is not None:
             self._spare.peer.close()
+        if self._report >= 0:
+            os.close(self._report)
         for peer in self._peers.values():
             peer.close()
         self._listener.close()
@@ -230,26 +265,43 @@ class Zygote:
         for descriptor in self._wakeup:
             os.close(descriptor)
 
-    def _wait_for_work(self, peer: socket.socket) -> NoReturn:
+    def _wait_for_work(self, peer: socket.socket, with_worker: bool, report: int) -> NoReturn:
         """Be the spare: a shim when told so, and gone when the zygote is."""
-        from shim import prctl
+        from shim import prctl, runtimes
+        from shim.worker import Worker
 
         try:
             prctl.set_name("gantry-spare")
+            ahead = Worker(runtimes.begin, self._written, [peer], report) if with_worker else None
+            if report >= 0:
+                os.close(report)
             with peer:
+                if ahead is not None and not select.select([peer], [], [], WORKER_SECONDS)[0]:
+                    _dismiss(ahead)
+                    ahead = None
                 packet = fdpass.receive(peer)
             if packet is not None:
                 values, (listener,) = packet
+                if values["restore"] and ahead is not None:
+                    _dismiss(ahead)
+                    ahead = None
                 config = ShimConfig(*values["config"])
-                self._be_shim(config, socket.socket(fileno=listener), values["restore"])
+                self._be_shim(config, socket.socket(fileno=listener), values["restore"], ahead)
         finally:
             os._exit(0)
 
     @staticmethod
-    def _be_shim(config: ShimConfig, listener: socket.socket, restore: bool) -> NoReturn:
+    def _be_shim(config: ShimConfig, listener: socket.socket, restore: bool, ahead: Worker | None = None) -> NoReturn:
         from shim import main as shim_main
 
-        _end_as(lambda: shim_main.serve(config, listener, restore=restore))
+        _end_as(lambda: shim_main.serve(config, listener, restore=restore, worker=ahead))
+
+
+def _dismiss(ahead: Worker) -> None:
+    """Let a worker go, and the init that waited with it."""
+    ahead.dismiss()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(-1, 0)
 
 
 def _resume(state: bytes, descriptors: list[int]) -> NoReturn:

@@ -14,7 +14,7 @@ from runc_py.light import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["CgroupError", "CgroupManager", "CgroupMount", "ContainerMounts", "load", "manager_for"]
+__all__ = ["CgroupError", "CgroupManager", "CgroupMount", "ContainerMounts", "load", "manager_for", "shown_in"]
 
 
 def manager_for(
@@ -70,3 +70,12 @@ def load(saved: dict[str, Any]) -> CgroupManager:
 
         return load_systemd(saved)
     raise CgroupError(f'saved state names an unknown kind of cgroup manager: "{kind}"')
+
+
+def shown_in(spec: dict[str, Any], manager: CgroupManager) -> ContainerMounts | None:
+    """What a mount of type cgroup in ``spec`` means; None when it has none, or no cgroups."""
+    wanted = any(entry.get("type") in ("cgroup", "cgroup2") for entry in spec.get("mounts") or ())
+    if not wanted or manager.kind == "disabled":
+        return None
+    namespaces = (spec.get("linux") or {}).get("namespaces") or ()
+    return manager.container_mounts(cgroup_namespace=any(entry["type"] == "cgroup" for entry in namespaces))

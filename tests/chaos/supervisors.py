@@ -75,7 +75,7 @@ class ContainerdPy(Supervisor):
     """Ours."""
 
     name = "containerd-py"
-    targets = ("supervisor", "zygote", "template", "keeper", "shim")
+    targets = ("supervisor", "zygote", "template", "worker", "keeper", "shim")
     runtime = "io.containerd.py.v2"
 
     def _command(self, *arguments: str) -> list[str]:

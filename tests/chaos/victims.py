@@ -112,7 +112,7 @@ class Gantry(Victim):
     """Ours."""
 
     name = "gantry"
-    targets = ("engine", "supervisor", "zygote", "template", "keeper", "shim")
+    targets = ("engine", "supervisor", "zygote", "template", "worker", "keeper", "shim")
 
     def __init__(self, host: PrivateHost) -> None:
         super().__init__(host, f"{host.exec_root}/gantry.sock")

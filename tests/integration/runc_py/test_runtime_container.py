@@ -10,9 +10,16 @@ import pytest
 
 from runc_py.errors import ContainerExists, ContainerNotFound, InvalidSpec, InvalidState, ProcessFailure, RuntimeFailure
 from runc_py.runtime import RootfsMount, Stdio
-from tests.integration.runc_py.conftest import Bundle, wait
+from tests.integration.runc_py.conftest import Ahead, Bundle, wait
 
 pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True, params=["cloned", "waiting"])
+def _init(request: pytest.FixtureRequest, bundle: Bundle) -> None:
+    """Whether a container's init is made for it or waits for it, nothing in it is different."""
+    if request.param == "waiting":
+        bundle.runtime = Ahead(bundle.runtime.root)
 
 
 def test_exit_codes_come_through(bundle: Bundle) -> None:

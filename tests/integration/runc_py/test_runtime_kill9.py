@@ -20,6 +20,7 @@ import pytest
 
 from runc_py import light, state, syscalls
 from runc_py.runtime import Runtime, Stdio
+from runc_py.waiting import WaitingInit
 from tests.integration.runc_py.conftest import Bundle, cgroups_of
 
 pytestmark = pytest.mark.root
@@ -47,6 +48,11 @@ def create(bundle: Bundle) -> None:
         os.close(fd)
 
 
+def create_with_waiting_init(bundle: Bundle) -> None:
+    bundle.runtime.waiting = WaitingInit()
+    create(bundle)
+
+
 def start(bundle: Bundle) -> None:
     bundle.runtime.start(bundle.id)
 
@@ -55,7 +61,12 @@ def delete(bundle: Bundle) -> None:
     bundle.runtime.delete(bundle.id, force=True)
 
 
-BEFORE: dict[Operation, tuple[Operation, ...]] = {create: (), start: (create,), delete: (create, start)}
+BEFORE: dict[Operation, tuple[Operation, ...]] = {
+    create: (),
+    create_with_waiting_init: (),
+    start: (create,),
+    delete: (create, start),
+}
 
 
 def in_child(work: Callable[[], None]) -> int:
@@ -153,7 +164,7 @@ def clean_up(bundle: Bundle) -> None:
     assert in_child(lambda: Runtime(str(bundle.state)).delete(bundle.id, force=True)) == 0
 
 
-@pytest.mark.parametrize("operation", [create, start, delete], ids=lambda operation: str(operation.__name__))
+@pytest.mark.parametrize("operation", [*BEFORE], ids=lambda operation: str(operation.__name__))
 @pytest.mark.parametrize("userns", [False, True], ids=["host-ids", "user-namespace"])
 @pytest.mark.timeout(300)
 def test_killed_anywhere(bundle: Bundle, operation: Operation, userns: bool) -> None:
