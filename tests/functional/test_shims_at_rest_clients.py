@@ -83,7 +83,8 @@ def test_a_terminal_at_rest(restful: Engine, client: docker.DockerClient) -> Non
         peer.sendall(b"stty size\n")
         receive(peer, b"33 99")
         peer.sendall(b"\x10\x11")  # the keys that detach
-        assert peer.recv(4096) in (b"", b"read escape sequence"), "the end"
+        while peer.recv(4096):
+            continue  # the prompt may still come; if there is no end after it, this times out
     rest(restful, container)
     with attached(container, stdin=1, stdout=1) as peer:
         peer.sendall(b"exit 4\n")
