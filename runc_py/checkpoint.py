@@ -80,13 +80,16 @@ def checkpoint_container(
 def _streams(pid: int) -> list[str]:
     """Where the standard streams point: ``pipe:[…]``, a path of the container, or ``file[mount:inode]`` outside of it.
 
-    The last is what criu calls a file (FIFO, null device) that is there at the restore as well.
+    The last is what criu calls a file (FIFO, null device) that is there at the restore as well. "": there is none.
     """
     with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         inside = {line.split(" ", 1)[0] for line in file}
     found = []
     for number in (0, 1, 2):
-        name = os.readlink(f"/proc/{pid}/fd/{number}")
+        try:
+            name = os.readlink(f"/proc/{pid}/fd/{number}")
+        except FileNotFoundError:
+            name = ""  # the program has closed it
         if name.startswith("/"):
             with open(f"/proc/{pid}/fdinfo/{number}", encoding="ascii") as file:
                 mount = next(line.split()[1] for line in file if line.startswith("mnt_id:"))

@@ -47,7 +47,7 @@ def _run(hook: Hook, state: dict[str, Any], *, redirect: bool = True) -> str:
     ``redirect`` is off inside a container, where the annotated paths would be the container's.
     """
     path = hook.get("path") or ""
-    environment = dict(item.partition("=")[::2] for item in hook.get("env") or ())
+    environment = _environment(hook, host=redirect)
     given, taken = os.memfd_create("hook-state"), os.memfd_create("hook-output")
     opened = [given, taken]
     try:
@@ -74,6 +74,14 @@ def _run(hook: Hook, state: dict[str, Any], *, redirect: bool = True) -> str:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _environment(hook: Hook, *, host: bool) -> dict[str, str]:
+    """What the hook has, or ours as in runc where it says nothing, but not for what runs in the container."""
+    wanted = hook.get("env")
+    if wanted is None:
+        return dict(os.environ) if host else {}
+    return dict(item.partition("=")[::2] for item in wanted)
 
 
 def _outputs(state: dict[str, Any], taken: int, opened: list[int]) -> list[int]:

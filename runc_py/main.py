@@ -57,7 +57,7 @@ class Context:
         self.command = command
         self.root = options.get("--root") or default_root()
         self.log = options.get("--log") or ""
-        self.json_log = options.get("--log-format") == "json"
+        self.log_format = options.get("--log-format") or "text"
         self.debug = "--debug" in options or options.get("--log-level") == "debug"
         self.criu = options.get("--criu") or ""
         driver = options.get("--cgroup-manager") or "cgroupfs"
@@ -71,13 +71,26 @@ class Context:
         errors.warn = lambda text: self.report("warning", text)
         return Runtime(self.root, cgroup_driver=self.cgroup_driver)
 
+    def problem_with_log(self) -> str:
+        """Why nothing could be logged as asked for, "" when it can: a command whose errors get lost is not begun."""
+        if self.log_format not in ("text", "json"):
+            return f'unknown log format "{self.log_format:.60}": there are text and json'
+        if self.log:
+            try:
+                os.close(self._open_log())
+            except OSError as error:
+                return f"cannot open log {self.log}: {error.strerror}"
+        return ""
+
+    def _open_log(self) -> int:
+        return os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
     def report(self, level: str, text: str) -> None:
         """Log one line."""
         line = self._line(level, text)
         if self.log:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             try:
-                fd = os.open(self.log, flags, 0o644)
+                fd = self._open_log()
             except OSError as error:
                 sys.stderr.write(f"cannot open log {self.log}: {error.strerror}\n{line}")
                 return
@@ -94,7 +107,7 @@ class Context:
         from runc_py import documents
 
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        if self.json_log:
+        if self.log_format == "json":
             return documents.dumps({"level": level, "msg": text, "time": moment}) + "\n"
         return f'time="{moment}" level={level} msg={documents.dumps(text)}\n'
 
@@ -162,6 +175,9 @@ def run(arguments: list[str]) -> int:
         sys.stdout.write(f"{_USAGE}\n")
         return 0
     context = Context(options, command)
+    if problem := context.problem_with_log():
+        sys.stderr.write(f"{problem}\n")
+        return 1
     if command not in COMMANDS:
         context.report("error", f'no such command: "{command}"; there are {", ".join(COMMANDS)}')
         return 1

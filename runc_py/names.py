@@ -9,8 +9,8 @@ from runc_py.errors import InvalidSpec
 
 
 def container_id(text: str) -> str:
-    """``text`` if it can be a container's id: it becomes a directory name."""
-    if not text or len(text) > 1024 or text in (".", "..") or not all(c.isalnum() or c in "+-._" for c in text):
+    """``text`` if it can be a container's id: it becomes a directory name. Names with a dot first are the runtime's."""
+    if not text or len(text) > 1024 or text.startswith(".") or not all(c.isalnum() or c in "+-._" for c in text):
         raise InvalidSpec(f'invalid container ID format: "{text}"')
     if not text.isascii():
         raise InvalidSpec(f'invalid container ID format: "{text}"')

@@ -137,13 +137,12 @@ def mount_rootfs(path: str, mounts: Sequence[RootfsMount], propagation: str) -> 
     The namespace's mounts stop propagating to the host first (unless the spec asks for shared ones).
     """
     syscalls.mount(None, "/", None, ROOT_PROPAGATION.get(propagation, ROOT_PROPAGATION[""]))
+    if "shared" in propagation:
+        _make_parent_private(path)
     if mounts:
-        if "shared" in propagation:
-            _make_parent_private(path)
         for entry in mounts:
             _mount_layer(entry, path)
     else:
-        _make_parent_private(path)
         syscalls.mount(path, path, "bind", syscalls.MS_BIND | syscalls.MS_REC)
     return Root(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
@@ -208,11 +207,15 @@ def change_root(root: Root, *, no_pivot: bool, path: str) -> None:
         os.chroot(".")
         os.chdir("/")
         return
+    old = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         syscalls.pivot_root(".", ".")
     except OSError as error:
         raise RuntimeFailure(f"pivot_root into {path}: {error.strerror}") from error
-    # Old and new root are stacked at the same place; slave, so that unmounting does not reach the host.
+    # Old and new root are stacked at the same place. The old one becomes slave, so that unmounting it does not reach
+    # the host, and only that one: what the container shares with the host stays shared.
+    os.fchdir(old)
+    os.close(old)
     syscalls.mount(None, ".", None, syscalls.MS_SLAVE | syscalls.MS_REC)
     syscalls.umount2(".", syscalls.MNT_DETACH)
     os.chdir("/")

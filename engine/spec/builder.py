@@ -12,7 +12,19 @@ from typing import Any
 
 from engine.containers.config import ContainerConfig, HostConfig
 from engine.containers.model import SpecRequest
-from engine.spec import capabilities, defaults, devices, init, mounts, process, resources, seccomp, security, users
+from engine.spec import (
+    capabilities,
+    defaults,
+    devices,
+    init,
+    mounts,
+    process,
+    propagation,
+    resources,
+    seccomp,
+    security,
+    users,
+)
 from engine.spec.rootfs import Rootfs, layers_of
 from oci.errors import InvalidArgument
 
@@ -124,8 +136,9 @@ def _linux(request: SpecRequest, names: list[str], options: security.SecurityOpt
         linux["readonlyPaths"] = list(defaults.READONLY_PATHS if readonly is None else readonly)
     if (profile := _seccomp(host, names, options)) is not None:
         linux["seccomp"] = profile
-    if propagation := mounts.rootfs_propagation(container.mounts):
-        linux["rootfsPropagation"] = propagation
+    if wanted := mounts.rootfs_propagation(container.mounts):
+        propagation.check(container.mounts)
+        linux["rootfsPropagation"] = wanted
     return linux
 
 

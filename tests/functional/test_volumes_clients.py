@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.support.engine import Engine
+from tests.support.host import wait_for
 
 
 def test_data_outlives_containers(engine: Engine) -> None:
@@ -81,3 +82,24 @@ def test_read_only_binds_and_what_is_mounted_below(engine: Engine) -> None:
         assert 'mount is set "ReadOnlyForceRecursive" but not set "ReadOnly"' in told["message"]
     finally:
         engine.host.check("umount", str(below))
+
+
+def test_what_a_container_mounts_in_a_shared_bind_is_the_hosts(engine: Engine) -> None:
+    top = engine.host.base / "shared"
+    top.mkdir()
+    engine.host.check("mount", "-t", "tmpfs", "tmpfs", str(top))
+    try:
+        private = engine.docker("run", "--rm", "-v", f"{top}:/s:rshared", "busybox", "true", check=False)
+        assert f"path {top} is mounted on {top} but it is not a shared mount" in private.stderr
+        engine.host.check("mount", "--make-shared", str(top))
+        script = "mkdir /s/made; mount -t tmpfs made /s/made; touch /s/made/file; sleep 1000"
+        options = ("--cap-add", "SYS_ADMIN", "--security-opt", "apparmor=unconfined", "-v", f"{top}:/s:rshared")
+        engine.docker("run", "-d", "--name", "sharing", *options, "busybox", "sh", "-c", script)
+        wait_for(lambda: str(top / "made") in engine.host.mounts(), "the container's mount on the host")
+        engine.host.check("mkdir", str(top / "later"))
+        engine.host.check("mount", "-t", "tmpfs", "later", str(top / "later"))
+        assert " /s/later " in engine.docker("exec", "sharing", "cat", "/proc/mounts").stdout
+        engine.docker("rm", "-f", "sharing")
+        engine.host.check("umount", str(top / "made"), str(top / "later"))
+    finally:
+        engine.host.check("umount", str(top))

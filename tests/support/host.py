@@ -20,6 +20,7 @@ from typing import IO, Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 CGROUPS = Path("/sys/fs/cgroup")
 DEFAULT_TIMEOUT = 60.0
+REAPED_SECONDS = 5.0
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 40.0) -> None:
@@ -202,7 +203,13 @@ class PrivateHost:
         return sorted(self.check("find", str(root), "-mindepth", "1", "!", "-type", "d").split())
 
     def leftovers(self) -> dict[str, Any]:
-        """Everything on the host that was not there before; empty when the engine cleaned up."""
+        """Everything on the host that was not there before; empty when the engine cleaned up.
+
+        What has ended and is not reaped yet gets a moment.
+        """
+        deadline = time.monotonic() + REAPED_SECONDS
+        while any(line.startswith("[Z]") for line in self.processes().values()) and time.monotonic() < deadline:
+            time.sleep(0.02)
         found: dict[str, Any] = {
             "processes": self.processes(),
             "mounts": [m for m in self.mounts() if m not in self._mounts_before],

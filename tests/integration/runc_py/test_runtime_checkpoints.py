@@ -132,6 +132,19 @@ def said(master: int, text: str, answer: str) -> None:
     wait_for(come, answer)
 
 
+def test_a_program_that_has_closed_its_streams(bundle: Bundle) -> None:
+    bundle.shell("exec >&- 2>&-; " + COUNT.replace("echo $i", "echo $i >> /tmp/numbers"))
+    numbers = bundle.rootfs / "tmp/numbers"
+    bundle.spec["root"]["readonly"] = False
+    run(bundle, "run", "--detach", bundle.id)
+    wait_for(lambda: numbers.exists() and last(numbers) > 3, "the first lines")
+    run(bundle, "checkpoint", *images(bundle), bundle.id)
+    before = last(numbers)
+    run(bundle, "restore", "--detach", *images(bundle), bundle.id)
+    wait_for(lambda: last(numbers) > before + 3, "it goes on")
+    run(bundle, "delete", "--force", bundle.id)
+
+
 def test_a_terminal(bundle: Bundle) -> None:
     bundle.process["terminal"] = True
     bundle.shell("i=0; while read word; do i=$((i+1)); echo $i:$word:$(tty); done")

@@ -28,6 +28,17 @@ def test_run_gives_output_and_exit_code(bundle: Bundle) -> None:
     assert bundle.command("list", "-q").stdout == ""
 
 
+def test_what_cannot_be_logged_as_asked_is_not_begun(bundle: Bundle) -> None:
+    bundle.shell("touch /begun")
+    for options, sentence in (
+        (("--log-format", "xml"), 'unknown log format "xml": there are text and json'),
+        (("--log", "/nonexistent/log"), "cannot open log /nonexistent/log: No such file or directory"),
+    ):
+        done = bundle.command(*options, "run", bundle.id)
+        assert (done.returncode, done.stderr.strip()) == (1, sentence)
+        assert not (bundle.rootfs / "begun").exists()
+
+
 def test_create_start_exec_kill_delete(bundle: Bundle) -> None:
     bundle.process["args"] = ["sleep", "1000"]
     silent: dict[str, Any] = {"stdin": subprocess.DEVNULL}

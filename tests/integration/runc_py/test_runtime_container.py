@@ -404,6 +404,25 @@ def test_hooks_run_in_order_with_the_state_on_stdin(bundle: Bundle) -> None:
     assert '"status": "stopped"' in lines[-1]
 
 
+def test_a_hook_without_an_environment_has_ours_but_not_in_the_container(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OF_THE_HOST", "1")
+    log, inside = bundle.directory / "hooks.log", bundle.rootfs / "hook.log"
+    script = 'echo "${OF_THE_HOST:-nothing}" >> '
+    bundle.spec["root"]["readonly"] = False
+    bundle.spec["hooks"] = {
+        "createRuntime": [
+            {"path": "/bin/sh", "args": ["sh", "-c", f"{script}{log}"]},
+            {"path": "/bin/sh", "args": ["sh", "-c", f"{script}{log}"], "env": []},
+        ],
+        "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", f"{script}/hook.log"]}],
+    }
+    bundle.output("true")
+    assert log.read_text().split() == ["1", "nothing"]
+    assert inside.read_text() == "nothing\n"
+
+
 def test_a_failing_hook_undoes_the_creation(bundle: Bundle) -> None:
     bundle.spec["hooks"] = {"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "echo broken; exit 3"]}]}
     bundle.shell("true")

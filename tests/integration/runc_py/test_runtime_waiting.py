@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from pathlib import Path
 
@@ -96,8 +97,6 @@ def test_it_ends_with_its_maker() -> None:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
-    import select
-
     assert select.select([pidfd], [], [], 10)[0]
     os.close(pidfd)
     assert gone(pid)

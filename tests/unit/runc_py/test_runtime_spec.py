@@ -67,7 +67,7 @@ def test_good_ids(name: str) -> None:
     assert names.container_id(name) == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "é", "a\n", "x" * 1025])
+@pytest.mark.parametrize("name", ["", ".", "..", ".seccomp", "a/b", "a b", "é", "a\n", "x" * 1025])
 def test_bad_ids(name: str) -> None:
     with pytest.raises(InvalidSpec):
         names.container_id(name)
