@@ -281,6 +281,10 @@ def _process_of(options: Options, root: str) -> dict[str, Any]:
     if options.no_new_privs is not None:
         process["noNewPrivileges"] = options.no_new_privs
     if options.cap:
+        from runc_py.capabilities import NUMBERS
+
+        if unknown := [name for name in options.cap if name.upper() not in NUMBERS]:
+            raise InvalidSpec(f"--cap {unknown[0]}: unknown capability; names are as in capabilities(7): CAP_NET_ADMIN")
         sets = dict(process.get("capabilities") or {})
         for name in ("bounding", "effective", "permitted"):
             sets[name] = [*(sets.get(name) or []), *options.cap]

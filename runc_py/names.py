@@ -10,8 +10,14 @@ from runc_py.errors import InvalidSpec
 
 def container_id(text: str) -> str:
     """``text`` if it can be a container's id: it becomes a directory name. Names with a dot first are the runtime's."""
-    if not text or len(text) > 1024 or text.startswith(".") or not all(c.isalnum() or c in "+-._" for c in text):
-        raise InvalidSpec(f'invalid container ID format: "{text}"')
-    if not text.isascii():
-        raise InvalidSpec(f'invalid container ID format: "{text}"')
+    problem = ""
+    if not text or len(text) > 1024:
+        problem = "there must be 1 to 1024 characters"
+    elif text.startswith("."):
+        problem = "there must be no dot at the beginning"
+    elif wrong := [c for c in text if not (c.isascii() and c.isalnum()) and c not in "+-._"]:
+        problem = f"invalid character {wrong[0]!r}"
+    if problem:
+        shown = text[:60].encode("unicode_escape").decode()
+        raise InvalidSpec(f'invalid container ID format: "{shown}": {problem} in a container ID')
     return text

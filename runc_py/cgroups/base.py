@@ -140,19 +140,23 @@ class CgroupManager(ABC):
         return None
 
     def below(self, group: str) -> CgroupManager:
-        """The manager of an existing sub-cgroup (``path`` or, on v1, ``controller[,controller]:path``), for an exec."""
+        """The manager of an existing sub-cgroup (``path`` or, on v1, ``controller[,controller]:path``), for an exec.
+
+        With a mere path, hierarchies of v1 that do not have it stay at the container's own, as long as one has it.
+        """
         controllers, separator, name = group.rpartition(":")
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts:
-            raise CgroupError(f'exec: the sub-cgroup "{group}" must not contain ".."')
+            raise CgroupError(f'exec: the sub-cgroup "{group}": `..` components are not allowed')
         wanted = controllers.split(",") if separator else list(self.paths)
         unknown = [one for one in wanted if one not in self.paths]
         if unknown:
             raise CgroupError(f'exec: the container has no cgroup of controller "{unknown[0]}"')
-        paths = {one: "/".join([path, *parts]) if one in wanted else path for one, path in self.paths.items()}
-        for path in paths.values():
-            if not os.path.isdir(path):
-                raise CgroupError(f"exec: cgroup {path} does not exist")
+        inner = {one: "/".join([self.paths[one], *parts]) for one in wanted}
+        there = {one: path for one, path in inner.items() if os.path.isdir(path)}
+        if missing := [path for one, path in inner.items() if one not in there and (separator or not there)]:
+            raise CgroupError(f"exec: cgroup {missing[0]} does not exist")
+        paths = {**self.paths, **there}
         from runc_py.cgroups import load
 
         return load({"kind": self.kind.removeprefix("systemd-"), "paths": paths})

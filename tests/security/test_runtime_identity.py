@@ -48,6 +48,8 @@ def test_inheritable_capabilities_are_empty(bundle: Bundle) -> None:
     done = bundle.command("exec", "--cap", "CAP_NET_RAW", bundle.id, "sh", "-c", STATUS)
     assert int(fields(done.stdout)["CapInh"], 16) == 0
     assert int(fields(done.stdout)["CapEff"], 16) >> 13 & 1
+    done = bundle.command("exec", "--cap", "CAP_NET_ROW", bundle.id, "true")
+    assert (done.returncode, "--cap CAP_NET_ROW: unknown capability" in done.stderr) == (255, True), done.stderr
 
 
 @pytest.mark.parametrize("userns", [False, True], ids=["host-ids", "user-namespace"])

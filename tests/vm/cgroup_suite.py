@@ -500,6 +500,10 @@ def sub_cgroups_are_found_and_bounded(place: Place) -> None:
             refused(lambda group=group: manager.below(group), "..")  # type: ignore[misc] # bound at once
         refused(lambda: manager.below("nowhere"), "does not exist")
         refused(lambda: manager.below("nonsense:inner"), '"nonsense"')
+        first, *others = dict.fromkeys(manager.paths.values())
+        os.mkdir(f"{first}/one")
+        paths = manager.below("one").paths.values()
+        assert {*paths} == {f"{first}/one", *others}, "where there is none, the container's own"
 
 
 @suite
