@@ -144,6 +144,8 @@ def mount_rootfs(path: str, mounts: Sequence[RootfsMount], propagation: str) -> 
             _mount_layer(entry, path)
     else:
         syscalls.mount(path, path, "bind", syscalls.MS_BIND | syscalls.MS_REC)
+        # Not a slave of the mount below: nothing of the host's arrives in the root, and criu could not make it anew.
+        syscalls.mount(None, path, None, syscalls.MS_PRIVATE)
     return Root(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
 
 
