@@ -31,10 +31,10 @@ class HostMount(NamedTuple):
 def parse(mountinfo: str) -> list[HostMount]:
     """The mounts of a mountinfo file, later ones cover earlier ones."""
     found = []
-    for line in mountinfo.splitlines():
+    for line in mountinfo.rstrip("\n").split("\n"):  # a name may have what else ends lines in Unicode
         fields = line.partition(" - ")[0].split(" ")
-        # Blanks and the like are written as three octal digits.
-        point = fields[4].encode().decode("unicode_escape").encode("latin-1").decode("utf-8", "surrogateescape")
+        # Blanks and the like are written as three octal digits; other bytes are there as they are.
+        point = os.fsdecode(os.fsencode(fields[4]).decode("unicode_escape").encode("latin-1"))
         found.append(HostMount(point, tuple(fields[6:])))
     return found
 

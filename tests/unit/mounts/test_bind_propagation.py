@@ -39,6 +39,13 @@ def test_the_last_one_at_a_place_counts() -> None:
     assert propagation.mount_of("/srv/d/x", propagation.parse(MOUNTINFO)[::-1]).groups == ("unbindable",)
 
 
+@pytest.mark.parametrize("name", ["ü", "\udcff", "a\u2028b", "back\\slash"])
+def test_names_of_any_bytes(name: str) -> None:
+    written = name.replace("\\", "\\134")
+    (mount,) = propagation.parse(f"1 1 0:1 / /m/{written} rw shared:3 - tmpfs tmpfs rw\n")
+    assert mount == propagation.HostMount(f"/m/{name}", ("shared:3",))
+
+
 def test_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/srv/d")
     assert propagation.mount_of(str(tmp_path / "link/x"), propagation.parse(MOUNTINFO)[::-1]).point == "/srv/d"
