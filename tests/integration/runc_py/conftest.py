@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -191,13 +192,21 @@ def bundle(request: pytest.FixtureRequest, tmp_path: Path, busybox_root: Path) -
     made = Bundle(tmp_path, busybox_root)
     request.addfinalizer(functools.partial(shutil.rmtree, made.state.parent))
     mounts = Path("/proc/self/mountinfo").read_text()
-    descriptors = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     yield made
     _end_all(made)
     assert Path("/proc/self/mountinfo").read_text() == mounts
-    # Fewer are there when garbage of tests before was collected meanwhile.
-    assert len(os.listdir("/proc/self/fd")) <= descriptors, "a descriptor was left open"
+    assert not descriptors() - before, "a descriptor was left open"
     assert not cgroups_of(made.id)
+
+
+def descriptors() -> set[tuple[str, str]]:
+    """What this process has open, by number and file; some of it may be closed later with tests' garbage."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+    return found
 
 
 def cgroups_of(container_id: str) -> list[str]:
