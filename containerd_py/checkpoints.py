@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Awaitable, Callable
 
-from containerd_py.diff.pool import LayerWorkers
+from containerd_py.diff.pool import Changes, LayerWorkers
 from containerd_py.interfaces import ContainerStore, ContentStore, Mount, Scope
 from containerd_py.services.diff import write_layer
 from oci import errors
@@ -52,7 +52,7 @@ class Checkpoints:
         try:
             await dump(images)
             mount = Mount("bind", images, options=("ro", "rbind"))
-            files = await write_layer(self._content, self._workers, where, [], [mount], media_type=MEDIA_LAYER)
+            files = await write_layer(self._content, self._workers, where, Changes([], [mount]), media_type=MEDIA_LAYER)
             config = await asyncio.to_thread(self._put, where, spec)
         finally:
             await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)

@@ -146,7 +146,7 @@ def serve_stores(calls: Calls, stores: Stores, settings: Settings) -> None:
         ImagesService(stores.images, database, collector),
         LeasesService(stores.leases, collector),
         SnapshotsService(stores.snapshotters, database),
-        DiffService(stores.content, stores.workers, database),
+        DiffService(stores.content, stores.workers, stores.snapshotters, database),
         SandboxStoreService(Sandboxes(database), database),
         StreamingService(streams),
         TransferService(stores.transfers, streams),

@@ -70,8 +70,13 @@ def chain_ids(diff_ids: Iterable[str]) -> list[str]:
     """The chain id of each layer, base first (image-spec ``config.md``, Layer ChainID)."""
     chain: list[str] = []
     for diff_id in diff_ids:
-        chain.append(of_bytes(f"{chain[-1]} {diff_id}".encode()) if chain else diff_id)
+        chain.append(chained(chain[-1] if chain else "", diff_id))
     return chain
+
+
+def chained(below: str, diff_id: str) -> str:
+    """The chain id of a layer upon the chain ``below`` ("" for none)."""
+    return of_bytes(f"{below} {diff_id}".encode()) if below else diff_id
 
 
 def chain_id(diff_ids: Iterable[str]) -> str:

@@ -25,6 +25,10 @@ LATER = ("gantry-durability", "later")
 """Metadata of a call to a supervisor of ours: its change need not be on disk before the answer, for the caller can tell
 anew all that it tells (docs/internals.md). Others do not know it and wait."""
 
+ONTO = "gantry-onto"
+"""Metadata key of ``Diff`` for a supervisor of ours: ``SNAPSHOTTER/KEY`` of an active snapshot that gets the changes as
+well, while they are written. The descriptor that is answered has an annotation of that name then; others' has none."""
+
 _HEADER = struct.Struct(">IIBB")
 
 _KEY_VALUE = Message("ttrpc.KeyValue", Field(1, "key", "string"), Field(2, "value", "string"))

@@ -10,44 +10,74 @@ import hashlib
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from containerd_py.diff.apply import OPAQUE, WHITEOUT
-from containerd_py.diff.streams import compressor
+from containerd_py.diff.streams import Stage, compressor
+from oci import tarhead
 
 _OVERLAY = "trusted.overlay."
 _OVERLAY_MARKS = (_OVERLAY, "user.overlay.")
 _PIECE = 1 << 20
+_NODES = {stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
 Mounts = list[list[Any]]
 
 
 class DigestingWriter:
-    """Compresses to a descriptor and hashes both sides."""
+    """Compresses to a descriptor and hashes both sides; what is long is done by threads, while the next is read."""
 
-    def __init__(self, fd: int, compression: str) -> None:
+    def __init__(self, fd: int, compression: str, *others: Callable[[bytes], object]) -> None:
+        """``others`` get the plain archive, too, in pieces."""
         self._fd = fd
         self._compressor = compressor(compression)
         self._plain = hashlib.sha256()
         self._written = hashlib.sha256()
+        self._works = (self._plain.update, self._compress, *others)
+        self._stages: list[Stage] = []
+        self._waiting: list[bytes] = []
+        self._room = _PIECE
         self.plain_size = 0
         self.size = 0
 
     def write(self, data: bytes) -> None:
-        self._plain.update(data)
-        self.plain_size += len(data)
+        self._waiting.append(data)
+        self._room -= len(data)
+        if self._room <= 0:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        self._stages = self._stages or [Stage(work) for work in self._works]
+        piece = self._gathered()
+        for stage in self._stages:
+            stage.put(piece)
+
+    def _gathered(self) -> bytes:
+        piece = b"".join(self._waiting)
+        self._waiting = []
+        self._room = _PIECE
+        self.plain_size += len(piece)
+        return piece
+
+    def _compress(self, data: bytes) -> None:
         self._out(self._compressor.compress(data))
 
     def _out(self, data: bytes) -> None:
         self._written.update(data)
         self.size += len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        write_all(self._fd, data)
 
     def finish(self) -> dict[str, Any]:
         """End the archive; digests and sizes of plain and written bytes."""
-        self.write(b"\0" * 1024)
+        self.write(tarhead.END)
+        if self._stages and self._waiting:
+            self._hand_on()
+        for stage in self._stages:
+            stage.finish()
+        if not self._stages:  # most layers of a build are too short for threads
+            piece = self._gathered()
+            for work in self._works:
+                work(piece)
         self._out(self._compressor.flush())
         return {
             "digest": "sha256:" + self._written.hexdigest(),
@@ -55,6 +85,13 @@ class DigestingWriter:
             "diff_id": "sha256:" + self._plain.hexdigest(),
             "plain_size": self.plain_size,
         }
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of ``data``."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _options(mount: list[Any]) -> dict[str, str]:
@@ -88,27 +125,43 @@ class LayerWriter:
 
     def __init__(self, root: str, out: DigestingWriter, epoch: int | None) -> None:
         """``epoch``: seconds that no time in the archive may be later than (``SOURCE_DATE_EPOCH``)."""
-        self._root = root
+        self._root = root.rstrip("/")
         self._out = out
-        self._epoch = epoch
+        self._epoch = epoch * 10**9 if epoch is not None else None
         self._links: dict[tuple[int, int], str] = {}
         self._parents: set[str] = {""}
 
-    def add(self, name: str) -> None:
-        """Write the file, directory, link or node ``name`` of the root, after its parent directories."""
+    def add(self, name: str, info: os.stat_result | None = None) -> None:
+        """Write the file, directory, link or node ``name`` of the root, after its parent directories.
+
+        ``info``: its ``lstat``, where that is known.
+        """
         self._add_parents(name)
-        path = os.path.join(self._root, name)
+        path = f"{self._root}/{name}"
         try:
-            info = os.lstat(path)
+            info = info or os.lstat(path)
+            self._add(name, path, info)
         except FileNotFoundError:
             return  # a running container removed it since the directory was listed
-        if stat.S_ISSOCK(info.st_mode):
+
+    def _add(self, name: str, path: str, info: os.stat_result) -> None:
+        kind = stat.S_IFMT(info.st_mode)
+        if kind == stat.S_IFSOCK:
             return  # sockets have no place in tar
-        header = self._header(name, path, info)
-        if header.islnk() or not stat.S_ISREG(info.st_mode):
-            self._put(header)
+        first = self._links.get((info.st_dev, info.st_ino)) if info.st_nlink > 1 else None
+        if kind == stat.S_IFDIR:
+            self._parents.add(name)
+            self._put(name, path, info, tarfile.DIRTYPE)
+        elif first is not None:
+            self._put(name, path, info, tarfile.LNKTYPE, link=first)
+        elif kind == stat.S_IFREG:
+            self._put_file(name, path, info)
+        elif kind == stat.S_IFLNK:
+            self._put(name, path, info, tarfile.SYMTYPE, link=os.readlink(path))
         else:
-            self._put_file(header, path)
+            self._put(name, path, info, _NODES[kind])
+        if info.st_nlink > 1 and kind != stat.S_IFDIR:
+            self._links.setdefault((info.st_dev, info.st_ino), name)
 
     def white_out(self, name: str) -> None:
         """Write the mark that says ``name`` is gone."""
@@ -121,76 +174,49 @@ class LayerWriter:
         self._mark(f"{name}/{OPAQUE}")
 
     def _mark(self, name: str) -> None:
-        self._put(tarfile.TarInfo(name))
+        self._out.write(tarhead.header(tarhead.Member(name, tarfile.REGTYPE, 0o644)))
 
     def _add_parents(self, name: str) -> None:
         parent = name.rpartition("/")[0]
         if parent not in self._parents:
             self._add_parents(parent)
-            self._parents.add(parent)
-            self._put(
-                self._header(parent, os.path.join(self._root, parent), os.lstat(os.path.join(self._root, parent)))
-            )
+            path = f"{self._root}/{parent}"
+            self._add(parent, path, os.lstat(path))
 
-    def _header(self, name: str, path: str, info: os.stat_result) -> tarfile.TarInfo:
-        header = tarfile.TarInfo(name)
-        header.mode = stat.S_IMODE(info.st_mode)
-        header.uid, header.gid = info.st_uid, info.st_gid
-        seconds, nanos = divmod(info.st_mtime_ns, 10**9)
-        if self._epoch is not None and seconds >= self._epoch:
-            seconds, nanos = self._epoch, 0
-        header.mtime = seconds
-        extended = {"mtime": f"{seconds}.{nanos:09d}"} if nanos else {}
-        self._set_type(header, path, info)
+    def _put(self, name: str, path: str | int, info: os.stat_result, kind: bytes, link: str = "") -> None:
+        mtime = info.st_mtime_ns
+        if self._epoch is not None and mtime >= self._epoch:
+            mtime = self._epoch
+        size = info.st_size if kind == tarfile.REGTYPE else 0
+        node = kind in (tarfile.CHRTYPE, tarfile.BLKTYPE)
+        device = (os.major(info.st_rdev), os.minor(info.st_rdev)) if node else (0, 0)
+        member = tarhead.Member(name, kind, info.st_mode, info.st_uid, info.st_gid, size, mtime, link, device)
         # On a hard link too: docker changes its owner, by which the kernel drops capabilities that no entry gives back.
-        extended.update(_xattr_records(path))
-        header.pax_headers = extended
-        return header
+        self._out.write(tarhead.header(member, _xattr_records(path)))
 
-    def _set_type(self, header: tarfile.TarInfo, path: str, info: os.stat_result) -> None:
-        mode = info.st_mode
-        inode = (info.st_dev, info.st_ino)
-        if stat.S_ISDIR(mode):
-            header.type = tarfile.DIRTYPE
-            self._parents.add(header.name)
-        elif inode in self._links:
-            header.type, header.linkname = tarfile.LNKTYPE, self._links[inode]
-        elif stat.S_ISLNK(mode):
-            header.type, header.linkname = tarfile.SYMTYPE, os.readlink(path)
-        elif stat.S_ISREG(mode):
-            header.size = info.st_size
-        else:
-            kinds = {stat.S_IFCHR: tarfile.CHRTYPE, stat.S_IFBLK: tarfile.BLKTYPE, stat.S_IFIFO: tarfile.FIFOTYPE}
-            header.type = kinds[stat.S_IFMT(mode)]
-            header.devmajor, header.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
-        if info.st_nlink > 1 and not stat.S_ISDIR(mode):
-            self._links.setdefault(inode, header.name)
-
-    def _put(self, header: tarfile.TarInfo) -> None:
-        self._out.write(header.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
-
-    def _put_file(self, header: tarfile.TarInfo, path: str) -> None:
+    def _put_file(self, name: str, path: str, info: os.stat_result) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            self._put(header)
-            left = header.size
+            self._put(name, fd, info, tarfile.REGTYPE)
+            left = info.st_size
             while left:
                 data = os.read(fd, min(_PIECE, left))
                 if not data:
-                    data = b"\0" * min(_PIECE, left)  # the file shrank under us; the header's size is a promise
+                    data = bytes(min(_PIECE, left))  # the file shrank under us; the header's size is a promise
                 self._out.write(data)
                 left -= len(data)
-            self._out.write(b"\0" * (-header.size % 512))
+            self._out.write(tarhead.padding(info.st_size))
         finally:
             os.close(fd)
 
 
-def _xattr_records(path: str) -> dict[str, str]:
+def _xattr_records(path: str | int) -> dict[str, str]:
     """Extended attributes as pax records (``SCHILY.xattr.NAME``), those of the overlay and of the system left out."""
     records = {}
-    for name in os.listxattr(path, follow_symlinks=False):
+    follow = isinstance(path, int)  # a descriptor is no link
+    for name in os.listxattr(path, follow_symlinks=follow):
         if not name.startswith((*_OVERLAY_MARKS, "system.")):
-            value = os.getxattr(path, name, follow_symlinks=False)
+            value = os.getxattr(path, name, follow_symlinks=follow)
             records[f"SCHILY.xattr.{name}"] = value.decode("utf-8", "surrogateescape")
     return records
 
@@ -202,16 +228,17 @@ def _names(directory: str) -> list[str]:
 def write_upper(upper: str, out: DigestingWriter, epoch: int | None) -> None:
     """The layer that an overlay's upper directory stands for."""
     writer = LayerWriter(upper, out, epoch)
+    root = upper.rstrip("/")
 
     def walk(prefix: str) -> None:
-        for base in _names(os.path.join(upper, prefix)):
+        for base in _names(f"{root}/{prefix}"):
             name = f"{prefix}/{base}" if prefix else base
-            path = os.path.join(upper, name)
+            path = f"{root}/{name}"
             info = os.lstat(path)
             if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
                 writer.white_out(name)
                 continue
-            writer.add(name)
+            writer.add(name, info)
             if stat.S_ISDIR(info.st_mode):
                 if _is_opaque(path):
                     writer.opaque(name)

@@ -45,6 +45,14 @@ class Separated(NamedTuple):
     usage: Usage
 
 
+class Changes(NamedTuple):
+    """What turns ``left`` into ``right``. ``onto``: mounts that get it as well, while it is written."""
+
+    left: Sequence[Mount]
+    right: Sequence[Mount]
+    onto: Sequence[Mount] = ()
+
+
 class Created(NamedTuple):
     """A written layer: digest and size of the bytes in the file, and of the plain tar inside."""
 
@@ -125,11 +133,10 @@ class LayerWorkers:
         removed, usage = tuple(answer["removed_in"]), Usage(*answer["usage"])
         return Separated(answer["digest"], answer["size"], answer["root"], removed, usage)
 
-    async def diff(
-        self, left: Sequence[Mount], right: Sequence[Mount], fd: int, *, compression: str, epoch: int | None = None
-    ) -> Created:
-        """Write the changes from ``left`` to ``right`` to ``fd``; ``compression`` is ``gzip``, ``zstd`` or ``""``."""
-        job = {"op": "diff", "left": _parts(left), "right": _parts(right), "compression": compression, "epoch": epoch}
+    async def diff(self, changes: Changes, fd: int, *, compression: str, epoch: int | None = None) -> Created:
+        """Write the changes to ``fd``; ``compression`` is ``gzip``, ``zstd`` or ``""``. Raises as ``apply`` does."""
+        sides = {side: _parts(mounts) for side, mounts in changes._asdict().items()}
+        job = {"op": "diff", "compression": compression, "epoch": epoch, **sides}
         answer = await self._run(job, fd, None)
         return Created(answer["digest"], answer["size"], answer["diff_id"], answer["plain_size"])
 

@@ -171,32 +171,60 @@ def compressor(kind: str) -> Compressor:
     return _Plain()
 
 
+class Stage:
+    """Does ``work`` to one piece after the other in a thread of its own: what hashes and compresses shares the cores.
+
+    An exception of ``work`` comes out of the next ``put``, or of ``finish``.
+    """
+
+    def __init__(self, work: Callable[[bytes], object]) -> None:
+        self._work = work
+        self._queue: queue.Queue[bytes] = queue.Queue(maxsize=8)
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while data := self._queue.get():
+            if self._failure is None:
+                try:
+                    self._work(data)
+                except BaseException as failure:  # it belongs to whoever gives us work
+                    self._failure = failure
+
+    def put(self, data: bytes) -> None:
+        """Hand on some bytes, not none."""
+        if self._failure is not None:
+            raise self._failure
+        self._queue.put(data)
+
+    def finish(self) -> None:
+        """Return when everything is done."""
+        self._queue.put(b"")
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+
 class HashingReader:
-    """Passes bytes through and hashes them in a thread: hashing and parsing share two cores."""
+    """Passes bytes through and hashes them in a thread."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
         self._hash = hashlib.sha256()
-        self._queue: queue.Queue[bytes] = queue.Queue(maxsize=8)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._stage = Stage(self._hash.update)
         self.size = 0
-
-    def _run(self) -> None:
-        while data := self._queue.get():
-            self._hash.update(data)
 
     def read(self, size: int) -> bytes:
         data = self._read(size)
         if data:
             self.size += len(data)
-            self._queue.put(data)
+            self._stage.put(data)
         return data
 
     def finish(self) -> str:
         """Read the rest of the stream and give the digest of all of it."""
         while self.read(_OUT):
             pass
-        self._queue.put(b"")
-        self._thread.join()
+        self._stage.finish()
         return "sha256:" + self._hash.hexdigest()

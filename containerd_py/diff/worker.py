@@ -19,10 +19,10 @@ import threading
 from types import FrameType
 from typing import Any
 
-from containerd_py.diff import apply, create, mounting, streams, upper
+from containerd_py.diff import apply, create, mounting, streams, twin, upper
 from containerd_py.snapshots.usage import disk_usage
 from oci import tar
-from oci.errors import Aborted, Code, GantryError, InvalidArgument
+from oci.errors import Aborted, Code, GantryError, Internal, InvalidArgument
 
 _PROGRESS_STEP = 1 << 20
 _MAX_JOB = 1 << 20
@@ -91,23 +91,15 @@ def _mounted(mounts: list[list[Any]], side: str) -> str:
 
 def apply_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, Any]:
     """Unpack the layer ``fd`` into the mounts; digest and size of the plain tar."""
+    answers.watch()
     # Load what is loaded lazily while the host's files can still be seen.
     head = os.pread(fd, 6, 0)
     plain, _ = streams.decompressed(_blob_reader(fd, answers))
-    os.chroot(_enter(job["mounts"]))
-    os.chdir("/")
-    os.umask(0)
+    _enter_as_root(job["mounts"])
     hashing = streams.HashingReader(plain)
-    reader = tar.TarReader(hashing.read)
     applier = _applier(job)
     if head:
-        for entry in reader:
-            try:
-                applier.apply(reader, entry)
-            except OSError as error:
-                raise _explained(error, entry.name) from error
-            except (OverflowError, ValueError, RecursionError) as error:
-                raise InvalidArgument(f"archive member {entry.name!r} cannot be written: {error}") from error
+        _apply_all(tar.TarReader(hashing.read), applier)
     applier.finish()
     digest = hashing.finish()
     if job.get("sync"):
@@ -118,6 +110,23 @@ def apply_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, An
     if isinstance(applier, upper.UpperApplier):
         answer |= {"root": applier.has_root, "removed_in": _parents(applier.removed)}
     return answer
+
+
+def _enter_as_root(mounts: list[list[Any]]) -> None:
+    """See nothing but the target from now on."""
+    os.chroot(_enter(mounts))
+    os.chdir("/")
+    os.umask(0)
+
+
+def _apply_all(reader: tar.TarReader, applier: apply.Applier) -> None:
+    for entry in reader:
+        try:
+            applier.apply(reader, entry)
+        except OSError as error:
+            raise _explained(error, entry.name) from error
+        except (OverflowError, ValueError, RecursionError) as error:
+            raise InvalidArgument(f"archive member {entry.name!r} cannot be written: {error}") from error
 
 
 def _applier(job: dict[str, Any]) -> apply.Applier:
@@ -144,8 +153,13 @@ def _explained(error: OSError, name: str) -> GantryError:
 
 
 def diff_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, Any]:
-    """Write the changes from ``left`` to ``right`` mounts as a tar to ``fd``; digests of plain and written bytes."""
-    writer = create.DigestingWriter(fd, job["compression"])
+    """Write the changes from ``left`` to ``right`` mounts as a tar to ``fd``; digests of plain and written bytes.
+
+    They are applied to the mounts ``onto`` at the same time, where there are any.
+    """
+    onto = twin.Twin(lambda: _enter_as_root(job["onto"]), _apply_plain) if job["onto"] else None
+    answers.watch()
+    writer = create.DigestingWriter(fd, job["compression"], *([onto.write] if onto else []))
     epoch = job.get("epoch")
     mounting.private_namespace()
     changed = create.upper_of(job["left"], job["right"])
@@ -159,8 +173,17 @@ def diff_layer(job: dict[str, Any], fd: int, answers: _Answers) -> dict[str, Any
             _mounted(job[side], side)
         os.chroot(".")
         create.write_changes("/left", "/right", writer, epoch)
-    del answers
-    return writer.finish()
+    made = writer.finish()
+    if onto is not None:
+        onto.finish()
+    return made
+
+
+def _apply_plain(read: tar.Read) -> None:
+    """What the other process of ``diff_layer`` does with the archive."""
+    applier = apply.Applier(chown=os.geteuid() == 0)
+    _apply_all(tar.TarReader(read), applier)
+    applier.finish()
 
 
 _JOBS = {"apply": apply_layer, "diff": diff_layer}
@@ -169,15 +192,14 @@ _JOBS = {"apply": apply_layer, "diff": diff_layer}
 def _child(job: dict[str, Any], answer_fd: int, data_fd: int) -> None:
     """Run one job to its answer. Never returns."""
     answers = _Answers(answer_fd)
-    answers.watch()
     try:
         result = _JOBS[job["op"]](job, data_fd, answers)
     except BrokenPipeError:
         os._exit(1)
     except GantryError as error:
-        result = {"error": int(error.code), "message": error.message, "hint": error.hint}
+        result = twin.failure(error)
     except Exception as error:  # the answer is the only way out of this process
-        result = {"error": int(Code.INTERNAL), "message": f"layer worker: {type(error).__name__}: {error}"}
+        result = twin.failure(Internal(f"layer worker: {type(error).__name__}: {error}"))
     try:
         answers.send(result)
     finally:

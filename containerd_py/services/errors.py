@@ -66,15 +66,19 @@ def identifier(value: str, what: str) -> str:
 
 def scope(context: Context) -> Scope:
     """Namespace and lease of a call. Raises ``FailedPrecondition`` without a namespace, as containerd does."""
-    namespace = lease = ""
-    for key, value in context.invocation_metadata() or ():
-        if key == NAMESPACE_HEADER:
-            namespace = value if isinstance(value, str) else value.decode()
-        elif key == LEASE_HEADER:
-            lease = value if isinstance(value, str) else value.decode()
+    namespace = header(context, NAMESPACE_HEADER)
     if not namespace:
         raise FailedPrecondition("namespace is required", hint=f"send the {NAMESPACE_HEADER} header")
-    return Scope(identifier(namespace, "namespace"), lease)
+    return Scope(identifier(namespace, "namespace"), header(context, LEASE_HEADER))
+
+
+def header(context: Context, name: str) -> str:
+    """The last value of a header of the call; "" without one."""
+    found = ""
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            found = value if isinstance(value, str) else value.decode()
+    return found
 
 
 def later(context: Context) -> bool:

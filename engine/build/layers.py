@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 from engine.build.copying import Member
+from oci import tarhead
 
 PIECE = 1 << 20
 _TYPES = {
@@ -39,8 +40,8 @@ def _pieces(members: Sequence[Member], now: int, epoch: int | None) -> Iterator[
         yield _header(member, now, epoch)
         if member.node.is_file:
             yield from _content(member)
-            yield b"\0" * (-member.node.size % tarfile.BLOCKSIZE)
-    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+            yield tarhead.padding(member.node.size)
+    yield tarhead.END
 
 
 def _content(member: Member) -> Iterator[bytes]:
@@ -59,18 +60,18 @@ def _content(member: Member) -> Iterator[bytes]:
 
 def _header(member: Member, now: int, epoch: int | None) -> bytes:
     node = member.node
-    info = tarfile.TarInfo(member.path + ("/" if node.is_dir else ""))
-    info.type = _TYPES[stat.S_IFMT(node.mode)]
-    info.mode = stat.S_IMODE(node.mode)
-    info.uid, info.gid = node.uid, node.gid
-    info.size = node.size if node.is_file else 0
-    info.linkname = node.link
-    info.devmajor, info.devminor = node.rdev >> 8 & 0xFFF, node.rdev & 0xFF | node.rdev >> 12 & 0xFFF00
     seconds = node.mtime // 10**9 if node.mtime else now
-    info.mtime = min(seconds, epoch) if epoch is not None else seconds
-    if member.tree is not None:
-        xattrs = member.tree.xattrs(member.source)
-        info.pax_headers = {
-            f"SCHILY.xattr.{k}": v.decode("utf-8", "surrogateescape") for k, v in sorted(xattrs.items())
-        }
-    return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    entry = tarhead.Member(
+        member.path,
+        _TYPES[stat.S_IFMT(node.mode)],
+        node.mode,
+        node.uid,
+        node.gid,
+        node.size if node.is_file else 0,
+        (min(seconds, epoch) if epoch is not None else seconds) * 10**9,
+        node.link,
+        (node.rdev >> 8 & 0xFFF, node.rdev & 0xFF | node.rdev >> 12 & 0xFFF00),
+    )
+    xattrs = member.tree.xattrs(member.source) if member.tree is not None else {}
+    records = {f"SCHILY.xattr.{k}": v.decode("utf-8", "surrogateescape") for k, v in sorted(xattrs.items())}
+    return tarhead.header(entry, records)

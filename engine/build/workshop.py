@@ -49,8 +49,7 @@ class Chain(NamedTuple):
 
     def plus(self, layer: NewLayer) -> Chain:
         """This chain with one more layer."""
-        above = digests.of_bytes(f"{self.id} {layer.diff_id}".encode()) if self.id else layer.diff_id
-        return Chain((*self.layers, layer), above)
+        return Chain((*self.layers, layer), digests.chained(self.id, layer.diff_id))
 
 
 class Workshop:

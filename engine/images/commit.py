@@ -20,11 +20,13 @@ from engine.images.catalog import Catalog
 from engine.images.changes import apply_changes
 from engine.images.containerd import UNCOMPRESSED, Containerd, Metadata, descriptor_of
 from engine.images.records import Decoded
+from engine.images.unpack import Extraction, Unpacker
 from oci import digest as digests
 from oci.errors import FailedPrecondition, NotFound
 from oci.image import MEDIA_LAYER_GZIP, Descriptor, ExecutionConfig, History, ImageConfig, RootFS
 from oci.reference import Reference
 from protos.containerd import diff_pb2, snapshots_pb2
+from protos.ttrpc import ONTO
 
 
 class CommitRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,10 +44,11 @@ class CommitRequest(msgspec.Struct, frozen=True, kw_only=True):
 class Committer:
     """Makes images from containers."""
 
-    def __init__(self, containerd: Containerd, catalog: Catalog, assembler: Assembler) -> None:
+    def __init__(self, containerd: Containerd, catalog: Catalog, assembler: Assembler, unpacker: Unpacker) -> None:
         self._containerd = containerd
         self._catalog = catalog
         self._assembler = assembler
+        self._unpacker = unpacker
 
     async def commit(self, container: Container, request: CommitRequest) -> Decoded:
         """The new image. Raises ``InvalidArgument`` for a bad change before anything is stopped."""
@@ -53,8 +56,9 @@ class Committer:
         assert container.image_manifest is not None, "every container of this engine was made from an image"
         base = await self._catalog.decode(container.image_manifest)
         async with self._containerd.leased() as metadata:
-            async with self._paused(container, request.pause):
-                layer = await self.layer_of(container, metadata)
+            extracting, paused = self._unpacker.extracting, self._paused
+            async with extracting(container.chain_id, metadata) as target, paused(container, request.pause):
+                layer = await self.layer_of(container, metadata, target)
             moment = timestamp()
             step = History(
                 created=moment,
@@ -75,11 +79,16 @@ class Committer:
             layers = (*base.layers, layer.blob)
             return await self._assembler.finish(image, layers, metadata, request.reference, parent=base.id)
 
-    async def layer_of(self, container: Container, metadata: Metadata) -> NewLayer:
-        """What the container changed, as a layer in the store."""
-        blob = await self._diff(container, metadata)
+    async def layer_of(self, container: Container, metadata: Metadata, target: Extraction | None = None) -> NewLayer:
+        """What the container changed, as a layer in the store; the snapshot of it in ``target`` on the way.
+
+        ``target`` becomes nothing where the supervisor cannot do both at once, and is to be made from the layer then.
+        """
+        blob = await self._diff(container, metadata if target is None else (*metadata, (ONTO, target.name)))
         diff_id = (await self._containerd.labels(blob.digest)).get(UNCOMPRESSED) or await self._diff_id(blob)
-        return NewLayer(blob, diff_id)
+        if target is not None and blob.annotations.get(ONTO) == target.name:
+            target.chain_id = digests.chained(container.chain_id, diff_id)
+        return NewLayer(msgspec.structs.replace(blob, annotations={}), diff_id)
 
     @contextlib.asynccontextmanager
     async def _paused(self, container: Container, wanted: bool) -> AsyncIterator[None]:

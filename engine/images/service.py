@@ -76,7 +76,7 @@ class ImageService:
         self.registry = Registry(registries)
         self.transfers = Transfers(self.containerd, self.catalog, self.unpacker, self.names, self.tell, registries)
         self.remover = Remover(self.containerd, self.catalog, users, self.tell)
-        self.committer = Committer(self.containerd, self.catalog, self.assembler)
+        self.committer = Committer(self.containerd, self.catalog, self.assembler, self.unpacker)
         self._bus = bus
         self._users = users
         self._resolved: dict[str, LocalImage] = {}

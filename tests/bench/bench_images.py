@@ -1,4 +1,4 @@
-"""Pull and unpack, save, push and load of a large image: Gantry, Debian's docker.io and podman, interleaved.
+"""Pull and unpack, save, push, load and commit of a large image: Gantry, Debian's docker.io and podman, interleaved.
 
 Rule: in every round each engine starts from nothing in a private host of its own and nothing is deleted before the end,
 since a file system that just lost many files makes new ones slowly. Registries and image are the same for all.
@@ -29,7 +29,16 @@ from tests.support.registry import running_registry
 SOURCE, TARGET = "127.0.0.1:5000", "127.0.0.1:5001"
 NAME = "bench/image:v1"
 GOAL = 0.8
-STEPS = ("pull", "save", "push", "load")
+STEPS = {
+    "pull": "pull of a large image",
+    "save": "save of a large image",
+    "push": "push of a large image",
+    "load": "load of a large image",
+    "commit": "commit of a container that has written all of a large image's files anew",
+    "commit-little": "commit of a container that has written one file, on a large image",
+}
+CHANGES = {"commit": "cp -a /usr /copy", "commit-little": "echo new >/usr/new"}
+"""What a container does before it is committed."""
 
 
 class Client(NamedTuple):
@@ -49,7 +58,7 @@ def client(kind: str, host: PrivateHost) -> Iterator[Client]:
     """A fresh engine in ``host``; what it stored stays there."""
     if kind == "podman":
         roots = ("--root", f"{host.data_root}/podman", "--runroot", f"{host.exec_root}/podman")
-        options = ("--storage-driver", "overlay", "--cgroup-manager", "cgroupfs")
+        options = ("--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--runtime", "runc")
         yield Client(host, ("podman", *roots, *options), podman=True)
     elif kind == "gantry":
         ours = Gantry(host)
@@ -89,6 +98,9 @@ def round_of(kind: str, storage: Path, hosts: contextlib.ExitStack) -> dict[str,
         times["save"] = timed(lambda: call("save", "-o", archive, source))
         call("tag", source, target)
         times["push"] = timed(lambda: call("push", target))
+        for step, change in CHANGES.items():
+            call("run", "--name", step, "--network", "none", source, "sh", "-ec", change)
+            times[step] = timed(lambda step=step: call("commit", step, f"bench/{step}"))  # type: ignore[misc] # bound
     with client(kind, hosts.enter_context(PrivateHost())) as call:
         times["load"] = timed(lambda: call("load", "-i", archive))
     return times
@@ -121,10 +133,10 @@ def main() -> int:
                     times[step].setdefault(kind, []).append(seconds)
         rows = {step: [Row(kind, tuple(values)) for kind, values in times[step].items()] for step in STEPS}
         alone = f"{facts}. Limit of a pull: sha256 and decompression alone take {limit(facts.layout) * 1e3:.0f} ms."
-        for step in STEPS:
+        for step, title in STEPS.items():
             goals = {"docker.io": GOAL} if step == "pull" else {"docker.io": 1.0}
             note = alone if step == "pull" else ""
-            emit(Result(f"images-{step}", f"{step} of a large image", "ms", figures(rows[step]), goals, note=note))
+            emit(Result(f"images-{step}", title, "ms", figures(rows[step]), goals, note=note))
         return 0 if rows["pull"][0].median <= GOAL * rows["pull"][-1].median else MISSED
     finally:
         hosts.close()

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from containerd_py.diff.pool import Changes
 from containerd_py.interfaces import Mount
 from containerd_py.services.diff import write_layer
 from oci import digest
-from oci.errors import Unimplemented
+from oci.errors import Internal, Unimplemented
 from oci.image import MEDIA_LAYER, MEDIA_LAYER_GZIP, MEDIA_LAYER_ZSTD, Descriptor
 from tests.integration.diff.conftest import SCOPE, Stores, tree
 from tests.integration.snapshots.conftest import in_mounts
@@ -82,7 +83,9 @@ def make(
     stores: Stores, left: Sequence[Mount], right: Sequence[Mount], media: str = "", epoch: int | None = None
 ) -> Descriptor:
     async def work() -> Descriptor:
-        return await write_layer(stores.content, stores.workers, SCOPE, left, right, media_type=media, epoch=epoch)
+        return await write_layer(
+            stores.content, stores.workers, SCOPE, Changes(left, right), media_type=media, epoch=epoch
+        )
 
     return stores.run(work)
 
@@ -175,3 +178,38 @@ def test_a_link_in_the_older_tree_is_not_followed_by_the_comparison(stores: Stor
     in_mounts(changed, swap)
     blob = make(stores, native.view(SCOPE, "v", "base"), changed, MEDIA_LAYER)
     assert b".wh." not in stores.content.read(SCOPE, blob.digest)
+
+
+def test_changes_are_applied_while_they_are_written(stores: Stores) -> None:
+    overlay = stores.snapshotters["overlayfs"]
+    in_mounts(overlay.prepare(SCOPE, "a"), fill)
+    overlay.commit(SCOPE, "base", "a")
+    changed = overlay.prepare(SCOPE, "changed", "base")
+    in_mounts(changed, change)
+    in_mounts(changed, lambda root: (root / "long").write_bytes(os.urandom(5 << 20)))  # more than one piece
+    below = overlay.view(SCOPE, "below", "base")
+    twin, again = overlay.prepare(SCOPE, "twin", "base"), overlay.prepare(SCOPE, "again", "base")
+
+    blob = stores.run(lambda: written(stores, Changes(below, changed, twin)))
+    apply(stores, again, blob)
+
+    assert in_mounts(twin, tree) == in_mounts(again, tree) == in_mounts(changed, tree)
+    assert blob.digest == make(stores, below, changed).digest
+
+
+@pytest.mark.parametrize("size", [10, 40 << 20])
+def test_a_target_that_takes_nothing_ends_the_writing(stores: Stores, size: int) -> None:
+    overlay = stores.snapshotters["overlayfs"]
+    changed = overlay.prepare(SCOPE, "changed")
+    in_mounts(changed, lambda root: (root / "file").write_bytes(os.urandom(size)))
+    read_only = overlay.view(SCOPE, "read-only")
+
+    with pytest.raises(Internal, match=r"cannot write 'file' of the layer: Read-only file system"):
+        stores.run(lambda: written(stores, Changes(overlay.view(SCOPE, "below"), changed, read_only)))
+
+    assert stores.content.walk(SCOPE) == []
+    assert stores.content.statuses(SCOPE) == []
+
+
+async def written(stores: Stores, changes: Changes) -> Descriptor:
+    return await write_layer(stores.content, stores.workers, SCOPE, changes)
