@@ -113,7 +113,7 @@ def buildah() -> Iterator[Build]:
 
 def main() -> int:
     """Measure; the status says whether every goal was met."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     with gantry() as ours, dockerd() as theirs, buildah() as third, tempfile.TemporaryDirectory() as base:
         for peer in (ours, theirs):
             peer.docker("import", "-", "busybox:latest", stdin=busybox_rootfs())

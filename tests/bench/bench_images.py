@@ -1,7 +1,8 @@
 """Pull and unpack, save, push, load and commit of a large image: Gantry, Debian's docker.io and podman, interleaved.
 
 Rule: in every round each engine starts from nothing in a private host of its own and nothing is deleted before the end,
-since a file system that just lost many files makes new ones slowly. Registries and image are the same for all.
+since ext4 looks long for an inode that was not freed within the last minutes: that takes 15 GB a round. Registries and
+image are the same for all.
 
 Run as root: ``python -m tests.bench.bench_images [ROUNDS]``. Exits 3 when a pull takes more than 0.8 of docker.io's.
 """

@@ -141,7 +141,7 @@ def main(rounds: int) -> int:
         ]
         for result in results:
             emit(result)
-        measure_steps(programs, directory, max(3, rounds // 3))
+        measure_steps(programs, directory, max(3, rounds // 2))
     return MISSED if any(missed(result) for result in results) else 0
 
 

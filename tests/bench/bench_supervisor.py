@@ -3,8 +3,10 @@
 The same client then starts and stops containers at containerd-py with our shim and at the real containerd with its own,
 each in a host of its own, in turn.
 
-Run as root: ``python -m tests.bench.bench_supervisor [CONTAINERS]``. Exits 3 when a shim of ours takes more
-than the product promises: 1.5 MB of PSS, 2 MB of USS (private pages), medians over all shims, from ``smaps_rollup``.
+Run as root: ``python -m tests.bench.bench_supervisor [ROUNDS [CONTAINERS]]``, by default 15 and 100. Exits 3 when a
+shim of ours takes more than the product promises: 1.5 MB of PSS, 2 MB of USS (private pages), medians over all shims,
+from ``smaps_rollup``.
+
 Idle daemons are measured each in a host of its own, with no container.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import shutil
 import sys
 import time
@@ -31,7 +34,6 @@ GO_RUNTIME = "io.containerd.runc.v2"
 AT_ONCE = 8
 IDLE_SECONDS = 3.0
 REST_SECONDS = 60.0
-ROUNDS = 3
 DAEMONS = {"gantry": ("engine.main", "containerd_py.main"), "docker.io": ("dockerd --host", "containerd --config")}
 """What of an engine's processes is its daemons: a part of their command lines."""
 HELPERS = {"gantry": ("from shim.zygote",), "docker.io": ()}
@@ -92,39 +94,55 @@ def all_at_rest(shims: Callable[[], list[int]]) -> bool:
     return all(is_at_rest(pid) for pid in shims())
 
 
-def lives(daemon: Supervisor, count: int) -> tuple[Figure, Figure]:
-    """Containers of both shims: what each takes, and how fast they came; our PSS and USS.
+class Kind(NamedTuple):
+    """A runtime, and how its shims are found."""
 
-    Ours are measured as they are when nothing happens, which is what idle means, and as they were at work.
-    """
-    kinds: dict[str, tuple[str, Callable[[], list[int]]]] = {
-        "gantry": (OWN_RUNTIME, lambda: daemon.named("gantry-shim"))
-    }
+    runtime: str
+    shims: Callable[[], list[int]]
+
+
+def lives(daemon: Supervisor, rounds: int, count: int) -> tuple[Figure, Figure]:
+    """Containers of both shims: what each takes, and how fast they come and go; our PSS and USS."""
+    kinds = {"gantry": Kind(OWN_RUNTIME, lambda: daemon.named("gantry-shim"))}
     if shutil.which("containerd-shim-runc-v2"):
-        kinds["containerd"] = (GO_RUNTIME, lambda: daemon.host.pids_of("containerd-shim-runc-v2"))
+        kinds["containerd"] = Kind(GO_RUNTIME, lambda: daemon.host.pids_of("containerd-shim-runc-v2"))
+    taken = _memory(daemon, kinds, count)
+    rates: dict[str, dict[str, list[float]]] = {"started": {}, "stopped": {}}
+    for round, (name, kind) in itertools.product(range(rounds), kinds.items()):
+        seconds = run(daemon, f"{name}{round}-", count, kind.runtime)
+        rates["started"].setdefault(name, []).append(count / seconds)
+        rates["stopped"].setdefault(name, []).append(count / stop(daemon, f"{name}{round}-", count))
+    for key, found in rates.items():
+        title = f"Containers {key} a second, {AT_ONCE} at a time, by shim"
+        _emit_rates(f"shim-{key}", title, found)
+    return taken
+
+
+def _memory(daemon: Supervisor, kinds: dict[str, Kind], count: int) -> tuple[Figure, Figure]:
+    """Ours are measured as they are when nothing happens, which is what idle means, and as they were at work."""
     pss: list[Figure] = []
     uss: list[Figure] = []
-    started: list[Figure] = []
-    stopped: list[Figure] = []
     for name, (runtime, shims) in kinds.items():
-        seconds = run(daemon, name, count, runtime)
+        run(daemon, name, count, runtime)
         if runtime == OWN_RUNTIME:
             at_work = of_kind("gantry, at work", [pid for pid in shims() if not is_at_rest(pid)])
             wait_for(functools.partial(all_at_rest, shims), "all shims to be at rest", REST_SECONDS)
         of_pss, of_uss = of_kind(name, shims())
         pss.append(of_pss)
         uss.append(of_uss)
-        started.append(figure(name, [count / seconds]))
-        stopped.append(figure(name, [count / stop(daemon, name, count)]))
+        stop(daemon, name, count)
     what = f"at {count} containers, under the same supervisor"
-    pss.append(at_work[0])
-    uss.append(at_work[1])
-    emit(Result("shim-pss", f"PSS of an idle container's shim {what}", "MB", tuple(pss), {"containerd": 0.2}))
-    emit(Result("shim-uss", f"USS of an idle container's shim {what}", "MB", tuple(uss), {"containerd": 1.0}))
-    for key, figures in (("started", started), ("stopped", stopped)):
-        title = f"Containers {key} a second, {AT_ONCE} at a time, by shim"
-        emit(Result(f"shim-{key}", title, "containers/s", tuple(figures), {"containerd": 1.0}, higher_is_better=True))
-    return pss[0], uss[0]
+    ours = pss[0], uss[0]
+    shown = (*pss, at_work[0])
+    emit(Result("shim-pss", f"PSS of an idle container's shim {what}", "MB", shown, {"containerd": 0.2}))
+    shown = (*uss, at_work[1])
+    emit(Result("shim-uss", f"USS of an idle container's shim {what}", "MB", shown, {"containerd": 1.0}))
+    return ours
+
+
+def _emit_rates(key: str, title: str, found: dict[str, list[float]]) -> None:
+    figures = tuple(figure(name, values) for name, values in found.items())
+    emit(Result(key, title, "containers/s", figures, {"containerd": 1.0}, higher_is_better=True))
 
 
 class Ours(Supervisor):
@@ -166,11 +184,11 @@ def running(kind: type[Ours] | type[Theirs]) -> Iterator[Ours | Theirs]:
             daemon.kill()
 
 
-def beside_containerd(count: int) -> None:
+def beside_containerd(rounds: int, count: int) -> None:
     """Containers a second: both daemons with their own shims, in turn."""
     rates: dict[str, dict[str, list[float]]] = {"started": {}, "stopped": {}}
     with running(Ours) as ours, running(Theirs) as theirs:
-        for round in range(ROUNDS + 1):
+        for round in range(rounds + 1):
             for daemon in (ours, theirs):
                 prefix = f"r{round}-"
                 up = count / run(daemon, prefix, count, daemon.runtime)
@@ -179,25 +197,29 @@ def beside_containerd(count: int) -> None:
                     rates["started"].setdefault(daemon.name, []).append(up)
                     rates["stopped"].setdefault(daemon.name, []).append(down)
     for key, found in rates.items():
-        figures = tuple(figure(name, values) for name, values in found.items())
         title = f"{count} containers {key}, {AT_ONCE} at a time, at containerd-py and at containerd"
-        result = Result(f"supervisor-{key}", title, "containers/s", figures, {"containerd": 1.0}, higher_is_better=True)
-        emit(result)
+        _emit_rates(f"supervisor-{key}", title, found)
 
 
-def daemons() -> None:
-    """Resident memory of both engines' daemons without containers."""
-    with gantry() as ours, dockerd() as theirs:
-        peers: tuple[Peer, ...] = (ours, theirs)
-        for peer in peers:
-            peer.docker("version")
-        time.sleep(IDLE_SECONDS)
-        figures = [figure(peer.name, [sum(memory(pid).rss for pid in _daemons(peer))], 1e-6) for peer in peers]
-        share = [figure(peer.name, [sum(memory(pid).pss for pid in _everything(peer))], 1e-6) for peer in peers]
+def daemons(rounds: int) -> None:
+    """Resident memory of both engines' daemons without containers, fresh ones in every round."""
+    resident: dict[str, list[int]] = {}
+    shared: dict[str, list[int]] = {}
+    for _ in range(rounds):
+        with gantry() as ours, dockerd() as theirs:
+            peers: tuple[Peer, ...] = (ours, theirs)
+            for peer in peers:
+                peer.docker("version")
+            time.sleep(IDLE_SECONDS)
+            for peer in peers:
+                resident.setdefault(peer.name, []).append(sum(memory(pid).rss for pid in _daemons(peer)))
+                shared.setdefault(peer.name, []).append(sum(memory(pid).pss for pid in _everything(peer)))
+    figures = tuple(figure(name, values, 1e-6) for name, values in resident.items())
     title = "Resident memory of the idle daemons (engine and supervisor)"
-    emit(Result("daemons-rss", title, "MB", tuple(figures), {"docker.io": 0.6}))
+    emit(Result("daemons-rss", title, "MB", figures, {"docker.io": 0.6}))
+    figures = tuple(figure(name, values, 1e-6) for name, values in shared.items())
     title = "PSS of all that an idle engine keeps running, pages shared among them counted once"
-    emit(Result("engine-pss", title, "MB", tuple(share), {"docker.io": 1.0}))
+    emit(Result("engine-pss", title, "MB", figures, {"docker.io": 1.0}))
 
 
 def _daemons(peer: Peer) -> list[int]:
@@ -217,16 +239,15 @@ def _everything(peer: Peer) -> list[int]:
 
 def main() -> int:
     """See the module."""
-    numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
-    count = numbers[0] if numbers else 100
+    rounds, count = (*map(int, sys.argv[1:]), *(15, 100)[len(sys.argv) - 1 :])
     with supervisor(busybox_rootfs()) as daemon:
         daemon.host.check("mkdir", "-p", "/run/containerd")
         daemon.host.check("mount", "-t", "tmpfs", "tmpfs", "/run/containerd")
-        pss, uss = lives(daemon, count)
+        pss, uss = lives(daemon, rounds, count)
         daemon.host.check("umount", "/run/containerd")
     if shutil.which("containerd"):
-        beside_containerd(count)
-    daemons()
+        beside_containerd(rounds, count)
+    daemons(rounds)
     return MISSED if pss.median * 1e6 > PSS_LIMIT or uss.median * 1e6 > USS_LIMIT else 0
 
 

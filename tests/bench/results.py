@@ -26,12 +26,13 @@ OURS = "gantry"
 
 
 class Figure(NamedTuple):
-    """One contender's figures in the result's unit."""
+    """One contender's figures in the result's unit; ``samples``: of how many measurements."""
 
     name: str
     median: float
     low: float
     high: float
+    samples: int = 1
 
 
 class Result(NamedTuple):
@@ -73,7 +74,7 @@ class Result(NamedTuple):
 def figure(name: str, values: Sequence[float], scale: float = 1.0) -> Figure:
     """Median, minimum and maximum of ``values`` times ``scale``."""
     scaled = [value * scale for value in values]
-    return Figure(name, statistics.median(scaled), min(scaled), max(scaled))
+    return Figure(name, statistics.median(scaled), min(scaled), max(scaled), len(scaled))
 
 
 def emit(result: Result) -> Result:
@@ -169,16 +170,15 @@ def page(versions: dict[str, str], results: Sequence[Result], command: str) -> s
         lines += [
             f"## {result.title}",
             "",
-            f"| {result.unit} | median | min | max | ratio | goal |",
-            "|---|---|---|---|---|---|",
+            f"| {result.unit} | median | min | max | samples | ratio | goal |",
+            "|---|---|---|---|---|---|---|",
         ]
         for entry in result.figures:
             ratio, goal = result.ratio(entry.name), result.goals.get(entry.name)
             shown = f"{ratio:.2f}" if ratio is not None and entry is not result.ours else ""
             wanted = f"≤ {goal:.2f}" if goal is not None else ""
-            lines.append(
-                f"| {entry.name} | {entry.median:.1f} | {entry.low:.1f} | {entry.high:.1f} | {shown} | {wanted} |"
-            )
+            spread = f"{entry.median:.1f} | {entry.low:.1f} | {entry.high:.1f} | {entry.samples}"
+            lines.append(f"| {entry.name} | {spread} | {shown} | {wanted} |")
         lines += ["", *([result.note, ""] if result.note else [])]
     return "\n".join(lines)
 

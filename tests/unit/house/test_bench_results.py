@@ -46,10 +46,10 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
 
 def test_page_and_chart_show_ratio_and_goal() -> None:
     text = page({"runc": "1.1"}, [result(1, 4, goal=0.3)], "command")
-    assert "| docker.io | 4.0 | 4.0 | 4.0 | 0.25 | ≤ 0.30 |" in text
+    assert "| docker.io | 4.0 | 4.0 | 4.0 | 1 | 0.25 | ≤ 0.30 |" in text
     assert "| runc | 1.1 |" in text
     assert chart([result(1, 4)]).count("<rect") == 1
 
 
 def test_figure_is_the_median() -> None:
-    assert figure("a", [3.0, 1.0, 2.0], 10) == Figure("a", 20.0, 10.0, 30.0)
+    assert figure("a", [3.0, 1.0, 2.0], 10) == Figure("a", 20.0, 10.0, 30.0, 3)
