@@ -196,7 +196,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path: Path, busybox_root: Path) -
     yield made
     _end_all(made)
     assert Path("/proc/self/mountinfo").read_text() == mounts
-    assert not descriptors() - before, "a descriptor was left open"
+    left = descriptors() - before
+    assert not left, f"left open: {sorted(left)}"
     assert not cgroups_of(made.id)
 
 
