@@ -25,16 +25,26 @@ CO_COROUTINE = 0x80
 Name = str | Callable[..., str]
 """A span's name, or what makes one of the call's arguments."""
 
-_file = [0, -1]
-"""(pid, descriptor) of the file that is open: another pid means that we were forked since."""
+_file = [0, -1, 0]
+"""(pid, descriptor, inode) of the file that is open: another pid means that we were forked since, another inode that
+the process closed what it did not know, as an init does, and has opened something else."""
 
 
 def record(name: str, start: int, end: int) -> None:
     """Write a span whose times are known."""
-    if _file[0] != os.getpid():
+    if not _is_open():
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        _file[:] = os.getpid(), os.open(f"{directory}/{os.getpid()}.jsonl", flags, 0o600)
+        fd = os.open(f"{directory}/{os.getpid()}.jsonl", flags, 0o600)
+        _file[:] = os.getpid(), fd, os.fstat(fd).st_ino
     os.write(_file[1], f'{{"name":"{name}","start":{start},"end":{end}}}\n'.encode())
+
+
+def _is_open() -> bool:
+    pid, fd, inode = _file
+    try:
+        return pid == os.getpid() and os.fstat(fd).st_ino == inode
+    except OSError:
+        return False
 
 
 def wrap(owner: Any, attribute: str, name: Name) -> None:

@@ -48,7 +48,7 @@ def test_every_step_that_can_be_followed_exists(room: str, tmp_path: Path) -> No
 def test_spans_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not trace.directory, "off unless the environment asks"
     monkeypatch.setattr(trace, "directory", str(tmp_path))
-    monkeypatch.setattr(trace, "_file", [0, -1])
+    monkeypatch.setattr(trace, "_file", [0, -1, 0])
     for name, of in (("plain", lambda _, number: f"plain {number}"), ("waiting", "waiting"), ("fails", "fails")):
         trace.wrap(Work, name, of)
     assert Work().plain(1) == 2
@@ -58,6 +58,22 @@ def test_spans_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     lines = [json.loads(line) for line in (tmp_path / f"{os.getpid()}.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["plain 1", "waiting", "fails"]
     assert all(line["start"] <= line["end"] for line in lines)
+
+
+def test_a_file_that_was_closed_is_opened_again_and_nothing_is_written_into_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "directory", str(tmp_path))
+    monkeypatch.setattr(trace, "_file", [0, -1, 0])
+    trace.record("first", 1, 2)
+    with open(tmp_path / "other", "wb") as other:
+        os.dup2(other.fileno(), trace._file[1])
+        trace.record("second", 1, 2)
+        os.close(trace._file[1])
+        trace.record("third", 1, 2)
+    assert (tmp_path / "other").read_bytes() == b""
+    assert len((tmp_path / f"{os.getpid()}.jsonl").read_text().splitlines()) == 3
+    os.close(trace._file[1])
 
 
 def test_a_span_lies_below_the_nearest_above_it() -> None:
