@@ -195,7 +195,8 @@ class LayerWriter:
         self._out.write(tarhead.header(member, _xattr_records(path)))
 
     def _put_file(self, name: str, path: str, info: os.stat_result) -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # A container that runs on may have put a link, or a pipe that nobody writes into, in the file's place.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._put(name, fd, info, tarfile.REGTYPE)
             left = info.st_size
