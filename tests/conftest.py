@@ -24,10 +24,6 @@ else:
     settings.register_profile("steady", derandomize=not os.environ.get("GANTRY_FUZZ"))
     settings.load_profile("steady")
 
-# Tests fork: where earlier ones in this process spoke gRPC, its handlers of a fork would open descriptors in the parent
-# that look like ours.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
-
 ROOT_DIRECTORIES = ("integration", "functional", "differential", "interop", "security", "chaos")
 
 

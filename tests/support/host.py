@@ -105,7 +105,7 @@ class PrivateHost:
 
     def environment(self) -> dict[str, str]:
         """Our environment, the interpreter's programs first on PATH, no engine variables of the outside."""
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "GANTRY_", "GRPC_"))}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "GANTRY_"))}
         env["PATH"] = f"{Path(sys.executable).parent}:{env.get('PATH', '')}:/usr/sbin:/sbin"
         env["HOME"] = str(self.base)
         return {**env, **self._variables}

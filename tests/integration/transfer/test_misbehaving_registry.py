@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import re
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -49,6 +50,9 @@ class Proxy:
             server.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # What a client has not read yet when it goes away is little, however busy the machine is.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+        writer.transport.set_write_buffer_limits(16384)
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readexactly(1)
             if head == TLS_HANDSHAKE:  # as a server of plain HTTP has it: whoever asks for TLS need not wait
