@@ -153,7 +153,7 @@ class Applier:
         try:
             if entry.sparse is None:
                 for piece in reader.data():
-                    _write_all(fd, piece)
+                    write_all(fd, piece)
             else:
                 _write_sparse(fd, reader, entry)
             if self._chown and (entry.uid or entry.gid):
@@ -213,9 +213,11 @@ class Applier:
         _set_times(path, entry.mtime)
 
 
-def _write_all(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of ``data``, however little the kernel takes at once."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _write_sparse(fd: int, reader: tar.TarReader, entry: tar.Entry) -> None:
@@ -229,7 +231,7 @@ def _write_sparse(fd: int, reader: tar.TarReader, entry: tar.Entry) -> None:
                 offset, room = next(pieces)
                 os.lseek(fd, offset, os.SEEK_SET)
             part = rest[:room]
-            _write_all(fd, part)
+            write_all(fd, part)
             room -= len(part)
             rest = rest[len(part) :]
 

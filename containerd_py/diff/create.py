@@ -13,7 +13,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from containerd_py.diff.apply import OPAQUE, WHITEOUT
+from containerd_py.diff.apply import OPAQUE, WHITEOUT, write_all
 from containerd_py.diff.streams import Stage, compressor
 from oci import tarhead
 
@@ -85,13 +85,6 @@ class DigestingWriter:
             "diff_id": "sha256:" + self._plain.hexdigest(),
             "plain_size": self.plain_size,
         }
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write all of ``data``."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _options(mount: list[Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from containerd_py.diff.apply import write_all
 from oci import tar
 from oci.errors import GantryError, Internal, from_code
 
@@ -34,10 +35,8 @@ class Twin:
 
     def write(self, data: bytes) -> None:
         """More of the archive. Raises what ended the other process."""
-        view = memoryview(data)
         try:
-            while view:
-                view = view[os.write(self._archive, view) :]
+            write_all(self._archive, data)
         except BrokenPipeError:
             self.finish()
             raise Internal("layer worker: the process that unpacks ended before the archive did") from None

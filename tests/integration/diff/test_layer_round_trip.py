@@ -13,6 +13,7 @@ import pytest
 from containerd_py.diff.pool import Changes
 from containerd_py.interfaces import Mount
 from containerd_py.services.diff import write_layer
+from containerd_py.snapshots.base import DirectorySnapshotter
 from oci import digest
 from oci.errors import Internal, Unimplemented
 from oci.image import MEDIA_LAYER, MEDIA_LAYER_GZIP, MEDIA_LAYER_ZSTD, Descriptor
@@ -98,14 +99,20 @@ def apply(stores: Stores, mounts: Sequence[Mount], blob: Descriptor) -> str:
     return stores.run(work)
 
 
+def changed_base(snapshotter: DirectorySnapshotter) -> list[Mount]:
+    """The mounts of a snapshot with changes upon the committed ``base``."""
+    in_mounts(snapshotter.prepare(SCOPE, "a"), fill)
+    snapshotter.commit(SCOPE, "base", "a")
+    changed = snapshotter.prepare(SCOPE, "changed", "base")
+    in_mounts(changed, change)
+    return changed
+
+
 @pytest.mark.parametrize("kind", ["overlayfs", "native"])
 @pytest.mark.parametrize("media", [MEDIA_LAYER, MEDIA_LAYER_GZIP, MEDIA_LAYER_ZSTD])
 def test_changes_survive_diff_and_apply(stores: Stores, kind: str, media: str) -> None:
     target = stores.snapshotters[kind]
-    in_mounts(target.prepare(SCOPE, "a"), fill)
-    target.commit(SCOPE, "base", "a")
-    changed = target.prepare(SCOPE, "changed", "base")
-    in_mounts(changed, change)
+    changed = changed_base(target)
 
     blob = make(stores, target.view(SCOPE, "below", "base"), changed, media)
     again = target.prepare(SCOPE, "again", "base")
@@ -118,10 +125,7 @@ def test_changes_survive_diff_and_apply(stores: Stores, kind: str, media: str) -
 
 def test_the_fast_way_and_the_comparison_write_the_same_tree(stores: Stores) -> None:
     overlay = stores.snapshotters["overlayfs"]
-    in_mounts(overlay.prepare(SCOPE, "a"), fill)
-    overlay.commit(SCOPE, "base", "a")
-    changed = overlay.prepare(SCOPE, "changed", "base")
-    in_mounts(changed, change)
+    changed = changed_base(overlay)
     below = overlay.view(SCOPE, "below", "base")
     trees = []
     for number, right in enumerate((changed, _as_other(changed))):
@@ -182,10 +186,7 @@ def test_a_link_in_the_older_tree_is_not_followed_by_the_comparison(stores: Stor
 
 def test_changes_are_applied_while_they_are_written(stores: Stores) -> None:
     overlay = stores.snapshotters["overlayfs"]
-    in_mounts(overlay.prepare(SCOPE, "a"), fill)
-    overlay.commit(SCOPE, "base", "a")
-    changed = overlay.prepare(SCOPE, "changed", "base")
-    in_mounts(changed, change)
+    changed = changed_base(overlay)
     in_mounts(changed, lambda root: (root / "long").write_bytes(os.urandom(5 << 20)))  # more than one piece
     below = overlay.view(SCOPE, "below", "base")
     twin, again = overlay.prepare(SCOPE, "twin", "base"), overlay.prepare(SCOPE, "again", "base")
